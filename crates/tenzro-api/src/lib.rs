@@ -1,0 +1,5 @@
+//! Everything spoken over HTTP.
+
+mod inference;
+
+pub use inference::{GenerateStream, Inference};

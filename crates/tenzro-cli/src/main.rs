@@ -1,0 +1,2 @@
+//! The `tenzro-cli` binary.
+fn main() {}
