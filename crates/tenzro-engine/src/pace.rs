@@ -16,7 +16,7 @@ const PREFILL_STEP_MS: f64 = 1000.0;
 const PREFILL_TOKENS_FIRST: usize = 64;
 
 /// A smaller chunk wastes more than it saves: below this the kernels work vector by vector.
-const PREFILL_TOKENS_MIN: usize = 16;
+const PREFILL_TOKENS_MIN: usize = 32;
 
 /// Weight of the newest measurement.
 const SMOOTHING: f64 = 0.3;

@@ -16,8 +16,8 @@ use std::time::Duration;
 pub enum Prompt {
     /// A conversation, rendered through the model's own chat template.
     Chat(ChatPrompt),
-    /// Plain text; the model's BOS token is added where the model wants one, special tokens in the
-    /// text are not parsed as special.
+    /// Plain text; the model's BOS token is added where the model wants one, and special tokens that
+    /// the text spells are meant as such.
     Text(String),
     /// Token ids of the served model, used as they are.
     Tokens(Vec<u32>),
@@ -239,8 +239,10 @@ pub struct ModelCard {
     /// The model id used on the network.
     pub id: String,
     /// When the server started serving it, Unix seconds.
+    #[serde(default)]
     pub created: u64,
     /// Repository owner, or `local`.
+    #[serde(default)]
     pub owned_by: String,
     /// Other names that requests may use for it: repo, `repo:QUANT`, file name.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]

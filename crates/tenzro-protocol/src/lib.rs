@@ -2,3 +2,5 @@
 //! between the HTTP edge and an engine. Plain data: no I/O, no async, no clock.
 
 pub mod inference;
+pub mod openai;
+pub mod sse;
