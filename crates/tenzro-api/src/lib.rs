@@ -1,5 +1,25 @@
-//! Everything spoken over HTTP.
+//! Everything spoken over HTTP: the OpenAI API, health and metrics.
+//!
+//! ```text
+//! socket -> routes -> request id -> extract (size, JSON) -> openai/* (validate) -> Inference
+//!                                                              │ events
+//!                        metrics <- observer <─────────────────┤
+//!                                        sse / whole answer  <─┘
+//! ```
+//!
+//! Nothing below this crate knows an HTTP status; [`error`] is the only map from errors to it.
 
+mod error;
+mod extract;
+mod health;
 mod inference;
+mod metrics;
+mod openai;
+mod request_id;
+mod routes;
+mod server;
+mod sse;
+mod state;
 
 pub use inference::{GenerateStream, Inference};
+pub use server::{Limits, Server, ServerConfig};

@@ -1,0 +1,150 @@
+//! Reads a JSON body within its limits and names the field that is wrong.
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tenzro_protocol::openai::Parameters;
+
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// How much of a body that is too large is still read: a client that is cut off while it sends may
+/// never see the answer.
+const DRAIN_BYTES_MAX: usize = 32 << 20;
+
+/// A request body.
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        if !is_json(&parts.headers) {
+            return Err(ApiError::not_json_type());
+        }
+        let bytes = read(body, state.limits.body_bytes_max).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// A missing content type is taken for JSON, since nothing else is spoken here.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return true;
+    };
+    let essence = value.to_str().unwrap_or("").split(';').next().unwrap_or("");
+    let essence = essence.trim().to_ascii_lowercase();
+    essence == "application/json" || essence.ends_with("+json")
+}
+
+async fn read(body: Body, bytes_max: usize) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    let mut total = 0usize;
+    let mut stream = body.into_data_stream();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| ApiError::not_json("the request body broke off"))?;
+        total = total.saturating_add(chunk.len());
+        if total > DRAIN_BYTES_MAX {
+            break;
+        }
+        if total <= bytes_max {
+            bytes.extend_from_slice(&chunk);
+        }
+    }
+    if total > bytes_max {
+        return Err(ApiError::too_large(bytes_max));
+    }
+    Ok(bytes)
+}
+
+/// Parses a body; the error names the JSON path of the field at fault.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::not_json(format!("the request is not valid JSON: {error}")))?;
+    if !value.is_object() {
+        return Err(ApiError::not_json("the request must be a JSON object"));
+    }
+    let error = match serde_path_to_error::deserialize(&value) {
+        Ok(parsed) => return Ok(parsed),
+        Err(error) => error,
+    };
+    let path = error.path().to_string();
+    if path != "." {
+        return Err(ApiError::invalid(
+            path.clone(),
+            format!("{path}: {}", error.inner()),
+        ));
+    }
+    // Fields of a flattened struct lose their path: find the one that is wrong by itself.
+    if let Value::Object(fields) = &value {
+        for (name, field) in fields {
+            let alone = Value::Object(std::iter::once((name.clone(), field.clone())).collect());
+            let parsed: Result<Parameters, _> = serde_path_to_error::deserialize(&alone);
+            if let Err(error) = parsed {
+                let path = error.path().to_string();
+                return Err(ApiError::invalid(
+                    path.clone(),
+                    format!("{path}: {}", error.inner()),
+                ));
+            }
+        }
+    }
+    let message = error.inner().to_string();
+    match missing_field(&message) {
+        Some(name) => Err(ApiError::invalid(name, format!("{name} is required"))),
+        None => Err(ApiError::not_json(message)),
+    }
+}
+
+/// The name in serde's "missing field `name`".
+fn missing_field(message: &str) -> Option<&str> {
+    let rest = message.strip_prefix("missing field `")?;
+    rest.split('`').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use tenzro_protocol::openai::chat::ChatRequest;
+
+    use super::*;
+
+    fn param(body: &str) -> Option<String> {
+        let error = parse::<ChatRequest>(body.as_bytes()).expect_err("wrong");
+        error.body().error.param
+    }
+
+    #[test]
+    fn the_field_at_fault_is_named() {
+        let cases = [
+            (r#"{"messages":[]}"#, Some("model")),
+            (r#"{"model":"m"}"#, Some("messages")),
+            (r#"{"model":1,"messages":[]}"#, Some("model")),
+            (
+                r#"{"model":"m","messages":[{"content":"x"}]}"#,
+                Some("messages[0]"),
+            ),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":7}]}"#,
+                Some("messages[0].content"),
+            ),
+            (
+                r#"{"model":"m","messages":[],"temperature":"hot"}"#,
+                Some("temperature"),
+            ),
+            (r#"{"model":"m","messages":[],"n":-1}"#, Some("n")),
+            (
+                r#"{"model":"m","messages":[],"logit_bias":{"1":"x"}}"#,
+                Some("logit_bias.1"),
+            ),
+            (r#"{"model":"#, None),
+            ("[]", None),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(param(body).as_deref(), expected, "{body}");
+        }
+    }
+}

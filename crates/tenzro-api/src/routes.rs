@@ -1,0 +1,39 @@
+//! Which path leads to which handler, and the layers around them.
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware;
+use axum::routing::{get, post};
+use tower_http::cors::CorsLayer;
+
+use crate::error::ApiError;
+use crate::openai::{chat, completions, embeddings, models};
+use crate::state::AppState;
+use crate::{health, metrics, request_id};
+
+pub(crate) fn router(state: AppState, cors: bool) -> Router {
+    let mut v1 = Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/models", get(models::list))
+        // Model ids may contain slashes.
+        .route("/v1/models/{*id}", get(models::show));
+    if cors {
+        v1 = v1.layer(CorsLayer::permissive());
+    }
+    v1.route("/health", get(health::show))
+        .route("/metrics", get(metrics::show))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(async || ApiError::wrong_method())
+        // Outermost: errors of everything inside carry the request id too.
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            request_id::layer,
+        ))
+        .with_state(state)
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    ApiError::unknown_path(request.uri().path())
+}

@@ -1,0 +1,147 @@
+//! Starts and stops the HTTP server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::inference::Inference;
+use crate::metrics::Metrics;
+use crate::routes;
+use crate::state::AppState;
+
+/// How long connections may take to close after their answers were cut.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// How the server is reached and what it allows.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Address to listen on; port 0 chooses a free one.
+    pub listen: SocketAddr,
+    /// Allow pages of other origins to call `/v1`.
+    pub cors: bool,
+    /// Names the build in every answer.
+    pub fingerprint: String,
+    /// What a request may contain.
+    pub limits: Limits,
+}
+
+/// What a request may contain. The defaults are OpenAI's limits where it documents one.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest body.
+    pub body_bytes_max: usize,
+    /// Messages of a chat.
+    pub messages_max: usize,
+    /// Answers of one request, over all prompts.
+    pub choices_max: u32,
+    /// Stop strings.
+    pub stop_max: usize,
+    /// Length of a stop string.
+    pub stop_bytes_max: usize,
+    /// Entries of `logit_bias`.
+    pub logit_bias_max: usize,
+    /// Inputs of an embedding request.
+    pub inputs_max: usize,
+    /// Time without an event after which a comment keeps a stream open.
+    pub keep_alive: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 2 << 20,
+            messages_max: 2048,
+            choices_max: 16,
+            stop_max: 4,
+            stop_bytes_max: 512,
+            logit_bias_max: 300,
+            inputs_max: 2048,
+            keep_alive: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A running HTTP server.
+#[derive(Debug)]
+pub struct Server {
+    local_addr: SocketAddr,
+    stopping: CancellationToken,
+    cut: CancellationToken,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    /// Listens and serves. Fails when the address is taken.
+    pub async fn bind(
+        config: ServerConfig,
+        inference: Arc<dyn Inference>,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(config.listen).await?;
+        let local_addr = listener.local_addr()?;
+        let (stopping, cut) = (CancellationToken::new(), CancellationToken::new());
+        let state = AppState {
+            metrics: Arc::new(Metrics::new(Arc::clone(&inference))),
+            inference,
+            limits: config.limits,
+            fingerprint: config.fingerprint.into(),
+            stopping: stopping.clone(),
+            cut: cut.clone(),
+        };
+        let router = routes::router(state, config.cors);
+        let stopped = stopping.clone().cancelled_owned();
+        let listener = NoDelay(listener);
+        let task = tokio::spawn(async move {
+            axum::serve(listener, router)
+                .with_graceful_shutdown(stopped)
+                .await
+        });
+        Ok(Self {
+            local_addr,
+            stopping,
+            cut,
+            task,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Takes no more requests, lets running answers finish for at most `grace`, then cuts them.
+    /// True when all of them finished.
+    pub async fn shutdown(mut self, grace: Duration) -> bool {
+        self.stopping.cancel();
+        if tokio::time::timeout(grace, &mut self.task).await.is_ok() {
+            return true;
+        }
+        self.cut.cancel();
+        let _ = tokio::time::timeout(CLOSE_GRACE, &mut self.task).await;
+        self.task.abort();
+        false
+    }
+}
+
+/// Sends small packets at once: every token is one.
+struct NoDelay(TcpListener);
+
+impl axum::serve::Listener for NoDelay {
+    type Io = tokio::net::TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        (stream, address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
