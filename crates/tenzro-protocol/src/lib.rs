@@ -2,5 +2,6 @@
 //! between the HTTP edge and an engine. Plain data: no I/O, no async, no clock.
 
 pub mod inference;
+pub mod model_id;
 pub mod openai;
 pub mod sse;
