@@ -111,10 +111,12 @@ impl ApiError {
     /// What an engine refused or broke off. `prompt` names the field that holds the prompt.
     pub(crate) fn from_engine(error: &GenerateError, prompt: &str) -> Self {
         match error {
-            GenerateError::ContextLength { .. } => Self {
-                code: Some("context_length_exceeded"),
-                ..Self::invalid(prompt, error.to_string())
-            },
+            GenerateError::ContextLength { .. } | GenerateError::UpstreamContextLength { .. } => {
+                Self {
+                    code: Some("context_length_exceeded"),
+                    ..Self::invalid(prompt, error.to_string())
+                }
+            }
             GenerateError::QueueFull { retry_after, .. } => Self {
                 code: Some("queue_full"),
                 retry_after: Some(*retry_after),

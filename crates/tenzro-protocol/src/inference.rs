@@ -195,6 +195,12 @@ pub enum GenerateError {
         /// Most tokens that prompt and answer may have together.
         context_tokens: u32,
     },
+    /// The engine behind `--upstream` says that the prompt does not fit.
+    #[error("{message}")]
+    UpstreamContextLength {
+        /// Its own text.
+        message: String,
+    },
     /// The waiting queue is full; nothing was computed.
     #[error("the server is busy: its queue of {waiting_max} waiting requests is full")]
     QueueFull {

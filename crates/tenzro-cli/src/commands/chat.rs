@@ -1,0 +1,145 @@
+//! `chat`: one answer, or a conversation at the terminal.
+
+mod repl;
+mod turn;
+
+use std::io::{IsTerminal, Read};
+use std::process::ExitCode;
+
+use serde_json::json;
+use tenzro_node::config::Config;
+use tenzro_node::openai_client::OpenAiClient;
+use tenzro_node::{ServerRecord, Servers};
+
+use super::session::{Session, message};
+use super::stop::serving;
+use crate::arguments::Chat;
+use crate::output::Output;
+use crate::report::Failure;
+use turn::{Settings, Turn};
+
+/// Most of what is piped in: beyond it no model's context reaches.
+const PIPED_BYTES_MAX: u64 = 8 << 20;
+
+pub(super) async fn run(config: &Config, chat: Chat, output: &Output) -> anyhow::Result<ExitCode> {
+    let prompt = prompt(chat.prompt.clone())?;
+    let wanted = chat.model.clone().or_else(|| config.get("chat.model"));
+    let server = choose_server(config, wanted.as_deref())?;
+    let settings = Settings {
+        max_tokens: chat.max_tokens.or_else(|| config.get("chat.max_tokens")),
+        temperature: chat.temperature,
+    };
+    let system = chat.system.clone().or_else(|| config.get("chat.system"));
+    let client = OpenAiClient::new(&server.base_url)?;
+    let session = Session::new(&server.model, system);
+    match prompt {
+        Some(prompt) => once(&client, session, &prompt, settings, &chat, output).await,
+        None => {
+            let repl = repl::Repl::new(config, server, client, session, settings, output)?;
+            repl.run().await?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The argument, what is piped in, or both; `None` at a terminal without an argument.
+fn prompt(argument: Option<String>) -> anyhow::Result<Option<String>> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Ok(argument);
+    }
+    let mut piped = String::new();
+    stdin
+        .lock()
+        .take(PIPED_BYTES_MAX)
+        .read_to_string(&mut piped)?;
+    let piped = piped.trim_end();
+    let prompt = match (argument, piped.is_empty()) {
+        (Some(argument), true) => argument,
+        (Some(argument), false) => format!("{argument}\n\n{piped}"),
+        (None, false) => piped.to_owned(),
+        (None, true) => {
+            return Err(Failure::new("there is nothing to answer")
+                .hint("give a prompt, or pipe one in")
+                .into());
+        }
+    };
+    Ok(Some(prompt))
+}
+
+/// The running model server that serves `wanted`, or the only one.
+fn choose_server(config: &Config, wanted: Option<&str>) -> anyhow::Result<ServerRecord> {
+    let running = Servers::new(&config.home).running()?;
+    let names: Vec<String> = running.iter().map(|server| server.model.clone()).collect();
+    match wanted {
+        Some(wanted) => serving(running, wanted).into_iter().next().ok_or_else(|| {
+            let known = super::library(config)
+                .find(wanted)
+                .is_ok_and(|found| found.is_ok());
+            let step = if known { "serve" } else { "download" };
+            Failure::new(format!("no model server of this home serves '{wanted}'"))
+                .hint(match step {
+                    "serve" => format!("tenzro-cli model serve {wanted} --detach"),
+                    _ if names.is_empty() => {
+                        format!("tenzro-cli model download {wanted}, then model serve it")
+                    }
+                    _ => format!("running: {}", names.join(", ")),
+                })
+                .into()
+        }),
+        None => match running.as_slice() {
+            [only] => Ok(only.clone()),
+            [] => Err(Failure::new("no model server is running")
+                .hint("tenzro-cli model serve MODEL --detach")
+                .into()),
+            _ => Err(Failure::new("several models are served")
+                .hint(format!("choose one with --model: {}", names.join(", ")))
+                .into()),
+        },
+    }
+}
+
+async fn once(
+    client: &OpenAiClient,
+    session: Session,
+    prompt: &str,
+    settings: Settings,
+    chat: &Chat,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let mut conversation = session.conversation();
+    conversation.push(message("user", prompt));
+    let streams = !chat.no_stream && !output.json;
+    let show = |text: &str| {
+        if streams {
+            output.print(text);
+        }
+    };
+    let turn = Turn::run(client, &session.model, conversation, settings, show);
+    let turn = tokio::select! {
+        turn = turn => turn?,
+        _ = tokio::signal::ctrl_c() => {
+            output.line("");
+            return Ok(ExitCode::from(130));
+        }
+    };
+    if output.json {
+        output.json(&json!({
+            "model": session.model,
+            "content": turn.text,
+            "finish_reason": turn.finish_reason,
+            "usage": turn.usage,
+            "seconds_to_first_token": turn.first_token.map(|wait| wait.as_secs_f64()),
+            "tokens_per_second": turn.tokens_per_second(),
+            "cost_wei": "0",
+        }));
+    } else if streams {
+        output.line("");
+    } else {
+        output.line(&turn.text);
+    }
+    if !output.json && std::io::stderr().is_terminal() {
+        output.note(output.dim(&turn.footer(&session.model)));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,125 @@
+//! One question and its streamed answer.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use tenzro_node::openai_client::{ClientError, OpenAiClient};
+use tenzro_protocol::inference::ChatMessage;
+use tenzro_protocol::openai::chat::{ChatRequest, Content, Message};
+use tenzro_protocol::openai::{Parameters, StreamOptions, Usage};
+
+use crate::report::Failure;
+
+/// What the user chose for all turns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    pub(super) max_tokens: Option<u32>,
+    pub(super) temperature: Option<f32>,
+}
+
+/// A complete answer.
+#[derive(Debug)]
+pub(super) struct Turn {
+    pub(super) text: String,
+    pub(super) finish_reason: Option<String>,
+    pub(super) usage: Usage,
+    pub(super) first_token: Option<Duration>,
+    whole: Duration,
+}
+
+impl Turn {
+    /// Asks, and calls `show` with every new piece of text. Dropping the future ends the answer at
+    /// the server too.
+    pub(super) async fn run(
+        client: &OpenAiClient,
+        model: &str,
+        conversation: Vec<ChatMessage>,
+        settings: Settings,
+        mut show: impl FnMut(&str),
+    ) -> anyhow::Result<Self> {
+        let request = ChatRequest {
+            model: model.to_owned(),
+            messages: conversation
+                .into_iter()
+                .map(|message| Message {
+                    role: message.role,
+                    content: Some(Content::Text(message.content)),
+                    ..Message::default()
+                })
+                .collect(),
+            parameters: Parameters {
+                max_tokens: settings.max_tokens,
+                temperature: settings.temperature,
+                stream: Some(true),
+                stream_options: Some(StreamOptions {
+                    include_usage: Some(true),
+                }),
+                ..Parameters::default()
+            },
+            ..ChatRequest::default()
+        };
+        let asked = Instant::now();
+        let mut chunks = client.chat(&request).await.map_err(explain)?;
+        let mut turn = Self {
+            text: String::new(),
+            finish_reason: None,
+            usage: Usage::default(),
+            first_token: None,
+            whole: Duration::ZERO,
+        };
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(explain)?;
+            if let Some(usage) = chunk.usage.flatten() {
+                turn.usage = usage;
+            }
+            let Some(choice) = chunk.choices.into_iter().next() else {
+                continue;
+            };
+            turn.finish_reason = choice.finish_reason.or(turn.finish_reason);
+            if let Some(text) = choice.delta.content.filter(|text| !text.is_empty()) {
+                turn.first_token.get_or_insert_with(|| asked.elapsed());
+                show(&text);
+                turn.text.push_str(&text);
+            }
+        }
+        turn.whole = asked.elapsed();
+        Ok(turn)
+    }
+
+    /// Of the answer, without the wait for its first token.
+    pub(super) fn tokens_per_second(&self) -> f64 {
+        let first = self.first_token.unwrap_or_default();
+        let seconds = self.whole.saturating_sub(first).as_secs_f64();
+        let tokens = f64::from(self.usage.completion_tokens.saturating_sub(1));
+        if seconds > 0.0 { tokens / seconds } else { 0.0 }
+    }
+
+    /// A line for below the answer.
+    pub(super) fn footer(&self, model: &str) -> String {
+        let cut = match self.finish_reason.as_deref() {
+            Some("length") => " · cut at its limit",
+            _ => "",
+        };
+        format!(
+            "{model} · {} tokens in, {} out · {:.1} tok/s · first after {:.2} s · free (local){cut}",
+            self.usage.prompt_tokens,
+            self.usage.completion_tokens,
+            self.tokens_per_second(),
+            self.first_token.unwrap_or_default().as_secs_f64(),
+        )
+    }
+}
+
+fn explain(error: ClientError) -> anyhow::Error {
+    let hint = match &error {
+        ClientError::Connection(_) => Some("tenzro-cli model ps shows what is running".to_owned()),
+        ClientError::Server { error, .. }
+            if error.code.as_deref() == Some("context_length_exceeded") =>
+        {
+            Some("start anew with /new, or serve with a larger --ctx-size".to_owned())
+        }
+        ClientError::Server { status: 429, .. } => Some("try again in a moment".to_owned()),
+        _ => None,
+    };
+    Failure::new(error.to_string()).maybe_hint(hint).into()
+}

@@ -1,0 +1,318 @@
+//! Settings: flags > environment (`TENZRO_…`) > `config.toml` in the home > defaults. Resolved once;
+//! the only place that reads the environment.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use tenzro_hub::HubConfig;
+use tenzro_protocol::model_id::nearest;
+
+use crate::home::Home;
+
+/// One setting that a file or a variable may give.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    /// `section.name` in the file; the variable is `TENZRO_SECTION_NAME`.
+    key: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Number,
+    Flag,
+    Text,
+}
+
+const KNOWN: [Known; 11] = [
+    known("serve.host", Kind::Text, Some("127.0.0.1")),
+    known("serve.port", Kind::Number, Some("8080")),
+    known("serve.ctx_size", Kind::Number, None),
+    known("serve.parallel", Kind::Number, None),
+    known("serve.threads", Kind::Number, None),
+    known("serve.gpu_layers", Kind::Number, None),
+    known("serve.queue_size", Kind::Number, Some("64")),
+    known("serve.cors", Kind::Flag, Some("false")),
+    known("chat.model", Kind::Text, None),
+    known("chat.system", Kind::Text, None),
+    known("chat.max_tokens", Kind::Number, None),
+];
+
+const fn known(key: &'static str, kind: Kind, default: Option<&'static str>) -> Known {
+    Known { key, kind, default }
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// `config.toml`.
+    File,
+    /// A variable of the environment.
+    Environment(String),
+    /// The command line.
+    Flag,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Default => formatter.write_str("default"),
+            Self::File => formatter.write_str("config.toml"),
+            Self::Environment(name) => formatter.write_str(name),
+            Self::Flag => formatter.write_str("flag"),
+        }
+    }
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// It is not TOML.
+    #[error("{}: {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        reason: String,
+    },
+    /// Nobody knows that key.
+    #[error("{}: there is no setting '{key}'; did you mean {nearest}?", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        key: String,
+        /// What it may have meant.
+        nearest: String,
+    },
+    /// The value has another type.
+    #[error("{key} ({origin}) is '{value}', but must be {expected}")]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// Where the value is.
+        origin: Origin,
+        /// What it is.
+        value: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+}
+
+/// All settings of this run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The home directory.
+    pub home: Home,
+    home_origin: Origin,
+    /// How to reach the hub.
+    pub hub: HubConfig,
+    values: BTreeMap<&'static str, (String, Origin)>,
+}
+
+impl Config {
+    /// Reads the process environment and the file. `home` is the flag, when given.
+    pub fn load(home: Option<PathBuf>) -> Result<Self, ConfigError> {
+        Self::from_parts(home, |name| std::env::var(name).ok())
+    }
+
+    fn from_parts(
+        home: Option<PathBuf>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let (home, home_origin) = match (home, set("TENZRO_HOME")) {
+            (Some(home), _) => (home, Origin::Flag),
+            (None, Some(home)) => (home.into(), Origin::Environment("TENZRO_HOME".to_owned())),
+            (None, None) => {
+                let user = set("HOME").unwrap_or_else(|| ".".to_owned());
+                (Path::new(&user).join(".tenzro"), Origin::Default)
+            }
+        };
+        let home = Home::new(home);
+        let mut file = read_file(&home.config_file())?;
+        let mut values = BTreeMap::new();
+        for known in KNOWN {
+            let name = format!("TENZRO_{}", known.key.replace('.', "_").to_uppercase());
+            let value = match (set(&name), file.remove(known.key)) {
+                (Some(value), _) => Some((value, Origin::Environment(name))),
+                (None, Some(value)) => Some((value, Origin::File)),
+                (None, None) => known
+                    .default
+                    .map(|value| (value.to_owned(), Origin::Default)),
+            };
+            if let Some((value, origin)) = value {
+                check(&known, &value, &origin)?;
+                values.insert(known.key, (value, origin));
+            }
+        }
+        if let Some((key, _)) = file.pop_first() {
+            return Err(ConfigError::UnknownKey {
+                path: home.config_file(),
+                nearest: nearest(&key, KNOWN.iter().map(|known| known.key)).remove(0),
+                key,
+            });
+        }
+        Ok(Self {
+            home,
+            home_origin,
+            hub: HubConfig::from_variables(set),
+            values,
+        })
+    }
+
+    /// The value of a setting, when it has one. `key` is one of the known ones.
+    pub fn get<T: FromStr>(&self, key: &str) -> Option<T> {
+        debug_assert!(KNOWN.iter().any(|known| known.key == key), "{key}");
+        self.values
+            .get(key)
+            .and_then(|(value, _)| value.parse().ok())
+    }
+
+    /// Every setting with its value and where it came from.
+    pub fn explain(&self) -> Vec<(String, Option<String>, Origin)> {
+        let home = self.home.root().display().to_string();
+        let mut rows = vec![("home".to_owned(), Some(home), self.home_origin.clone())];
+        let cache = self.hub.cache_dir.display().to_string();
+        rows.push((
+            "hub.cache".to_owned(),
+            Some(cache),
+            Origin::Environment("HF_*".to_owned()),
+        ));
+        let endpoint = self.hub.endpoint.clone();
+        rows.push((
+            "hub.endpoint".to_owned(),
+            Some(endpoint),
+            Origin::Environment("HF_*".to_owned()),
+        ));
+        for known in KNOWN {
+            let (value, origin) = match self.values.get(known.key) {
+                Some((value, origin)) => (Some(value.clone()), origin.clone()),
+                None => (None, Origin::Default),
+            };
+            rows.push((known.key.to_owned(), value, origin));
+        }
+        rows
+    }
+}
+
+fn check(known: &Known, value: &str, origin: &Origin) -> Result<(), ConfigError> {
+    let (is_valid, expected) = match known.kind {
+        Kind::Number => (value.parse::<u32>().is_ok(), "a whole number"),
+        Kind::Flag => (value.parse::<bool>().is_ok(), "true or false"),
+        Kind::Text => (true, "text"),
+    };
+    if is_valid {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        key: known.key,
+        origin: origin.clone(),
+        value: value.to_owned(),
+        expected,
+    })
+}
+
+/// Keys as `section.name`. A missing file is an empty one.
+fn read_file(path: &Path) -> Result<BTreeMap<String, String>, ConfigError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(source) => {
+            return Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let table: toml::Table = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        reason: error.to_string().trim_end().to_owned(),
+    })?;
+    let mut values = BTreeMap::new();
+    for (section, content) in table {
+        match content {
+            toml::Value::Table(content) => {
+                for (name, value) in content {
+                    values.insert(format!("{section}.{name}"), text_of(&value));
+                }
+            }
+            value => {
+                values.insert(section, text_of(&value));
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn text_of(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(file: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let home = tempfile::tempdir().expect("a directory");
+        std::fs::write(home.path().join("config.toml"), file).expect("written");
+        Config::from_parts(Some(home.path().to_owned()), |name| {
+            let variable = variables.iter().find(|(known, _)| *known == name);
+            variable.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_environment_comes_before_the_file_before_defaults() {
+        let file = "[serve]\nport = 9000\nctx_size = 2048\n";
+        let config = config(file, &[("TENZRO_SERVE_PORT", "9001")]).expect("valid");
+        assert_eq!(config.get::<u16>("serve.port"), Some(9001));
+        assert_eq!(config.get::<u32>("serve.ctx_size"), Some(2048));
+        assert_eq!(
+            config.get::<String>("serve.host").as_deref(),
+            Some("127.0.0.1")
+        );
+        assert_eq!(config.get::<u32>("serve.threads"), None);
+        let rows = config.explain();
+        let port = rows
+            .iter()
+            .find(|row| row.0 == "serve.port")
+            .expect("listed");
+        assert_eq!(port.2.to_string(), "TENZRO_SERVE_PORT");
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_named() {
+        let error = config("[serve]\nprot = 1\n", &[]).expect_err("unknown");
+        assert!(
+            error.to_string().contains("did you mean serve.port"),
+            "{error}"
+        );
+        let error = config("[serve]\nport = \"high\"\n", &[]).expect_err("no number");
+        assert!(
+            error
+                .to_string()
+                .contains("serve.port (config.toml) is 'high'"),
+            "{error}"
+        );
+        assert!(matches!(
+            config("[serve", &[]),
+            Err(ConfigError::Syntax { .. })
+        ));
+    }
+}
