@@ -220,7 +220,7 @@ impl Collector for EngineCollector {
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::from(value));
-            let metric = encoder.encode_descriptor(name, &help, None, gauge.metric_type())?;
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
         let counters = [
@@ -248,7 +248,7 @@ impl Collector for EngineCollector {
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
-            let metric = encoder.encode_descriptor(name, &help, None, counter.metric_type())?;
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
             counter.encode(metric)?;
         }
         Ok(())

@@ -102,7 +102,6 @@ impl Embedder {
     }
 
     /// `Ok(Ok)` is unfinished, `Ok(Err)` finished.
-    #[expect(clippy::type_complexity, reason = "three ends of one step, used once")]
     fn advance(
         &mut self,
         mut progress: Progress,

@@ -21,7 +21,7 @@ use crate::cpu;
 use crate::error::LoadError;
 use crate::llama::{self, Context, ContextParams, Model, SEQ_MAX, Token};
 use crate::schedule::{Limits, Sharing};
-use crate::worker::{Admission, Command, Counters, EmbedJob, GenerateJob, Worker};
+use crate::worker::{Admission, Command, Counters, EmbedJob, GenerateJob, Shared, Worker};
 
 /// Default of [`EngineConfig::parallel`]. Source: llama-server's automatic number of slots.
 const PARALLEL_DEFAULT: u32 = 4;
@@ -227,8 +227,10 @@ impl Engine {
             limits,
             sizes.threads,
             sizes.ctx_size,
-            Arc::clone(&counters),
-            Arc::clone(&stop),
+            Shared {
+                counters: Arc::clone(&counters),
+                stop: Arc::clone(&stop),
+            },
         );
         let thread = std::thread::Builder::new()
             .name("tenzro-engine".to_owned())

@@ -45,6 +45,14 @@ pub(crate) struct EmbedJob {
     pub(crate) _permit: Permit,
 }
 
+/// What the handle sees of the worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) counters: Arc<Counters>,
+    /// Ends the worker; also breaks a running computation off.
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
 /// See the module header.
 pub(crate) struct Worker {
     model: Arc<Model>,
@@ -70,8 +78,7 @@ impl Worker {
         limits: Limits,
         threads: u32,
         ctx_size: u32,
-        counters: Arc<Counters>,
-        stop: Arc<AtomicBool>,
+        shared: Shared,
     ) -> Self {
         let vocab = Token::try_from(model.vocab_size()).unwrap_or(Token::MAX);
         Self {
@@ -87,8 +94,8 @@ impl Worker {
             end_tokens: (0..vocab).filter(|&token| model.is_end(token)).collect(),
             checks_intact: model.has_sliding_window(),
             model,
-            counters,
-            stop,
+            counters: shared.counters,
+            stop: shared.stop,
         }
     }
 

@@ -192,13 +192,19 @@ impl Hub {
         let repo = reference.repo.as_str();
         let cache = RepoCache::new(&self.config.cache_dir, repo);
         if self.config.offline {
-            return self.from_cache(library, reference, &cache, sink).await;
+            return self.cached(library, reference, &cache, sink).await;
         }
         let remote = Remote::new(&self.config).map_err(|error| self.remote_error(repo, error))?;
         let mut changes = 0;
         loop {
-            let attempt = self.attempt(&remote, library, reference, &cache, sink, cancel);
-            match attempt.await {
+            let job = Job {
+                remote: &remote,
+                library,
+                cache: &cache,
+                sink,
+                cancel,
+            };
+            match self.attempt(&job, reference).await {
                 Err(Attempt::Changed) if changes < CHANGES_MAX => changes += 1,
                 Err(Attempt::Changed) => {
                     return Err(DownloadError::Network {
@@ -211,30 +217,18 @@ impl Hub {
         }
     }
 
-    async fn attempt(
-        &self,
-        remote: &Remote,
-        library: &Library,
-        reference: &ModelRef,
-        cache: &RepoCache,
-        sink: Sink<'_>,
-        cancel: &CancellationToken,
-    ) -> Result<LibraryEntry, Attempt> {
-        let listing = self.resolve(remote, reference, sink, cancel).await?;
+    async fn attempt(&self, job: &Job<'_>, reference: &ModelRef) -> Result<LibraryEntry, Attempt> {
+        let cache = job.cache;
+        let listing = self
+            .resolve(job.remote, reference, job.sink, job.cancel)
+            .await?;
         let chosen = choose_files(reference, &listing)?;
-        let plan = self.plan(reference, &listing, &chosen, cache, sink)?;
+        let plan = self.plan(reference, &listing, &chosen, cache, job.sink)?;
         let mut files = Vec::new();
         let mut done_bytes = 0;
         for target in &plan.targets {
             let progress_bytes = (done_bytes, plan.total_bytes);
-            let job = Job {
-                remote,
-                library,
-                cache,
-                sink,
-                cancel,
-            };
-            files.push(self.provide(&job, target, progress_bytes).await?);
+            files.push(self.provide(job, target, progress_bytes).await?);
             done_bytes += target.size;
         }
         let header = read_header(&files[0].path).map_err(|source| DownloadError::NotAModel {
@@ -245,7 +239,8 @@ impl Hub {
             .write_ref(reference.revision(), &listing.commit)
             .map_err(DownloadError::disk(&cache.blobs_dir()))?;
         let licence = listing.licence;
-        let entry = library
+        let entry = job
+            .library
             .record(&reference.repo, &listing.commit, licence, files, &header)
             .map_err(DownloadError::from)?;
         Ok(entry)
@@ -491,7 +486,7 @@ impl Hub {
 
     /// What the cache has, without a connection. Files that no record vouches for are hashed and
     /// compared with the name of their blob, which is the hub's hash.
-    async fn from_cache(
+    async fn cached(
         &self,
         library: &Library,
         reference: &ModelRef,

@@ -138,7 +138,7 @@ async fn once(
     } else {
         output.line(&turn.text);
     }
-    if !output.json && std::io::stderr().is_terminal() {
+    if !output.json {
         output.note(output.dim(&turn.footer(&session.model)));
     }
     Ok(ExitCode::SUCCESS)

@@ -98,9 +98,9 @@ pub(super) fn list(config: &Config, local: bool, output: &Output) -> anyhow::Res
     let entries = library(config).list()?;
     let running = Servers::new(&config.home).running()?;
     let served_at = |entry: &LibraryEntry| {
-        let server = running.iter().find(|server| {
-            server.model == entry.id || server.aliases.iter().any(|alias| *alias == entry.id)
-        });
+        let server = running
+            .iter()
+            .find(|server| server.model == entry.id || server.aliases.contains(&entry.id));
         server.map(|server| server.base_url.clone())
     };
     if output.json {
