@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 /// Aim for a step that holds up running answers.
-const DECODING_STEP_MS: f64 = 200.0;
+const DECODING_STEP_MS: f64 = 145.0;
 
 /// Aim for a step that holds up nobody.
 const PREFILL_STEP_MS: f64 = 1000.0;
