@@ -1,0 +1,127 @@
+//! The real binary in homes of its own: what it prints, keeps and survives.
+
+mod chat;
+mod download;
+mod serve;
+mod usage;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// A home and the command line that uses it.
+struct Home {
+    directory: TempDir,
+}
+
+/// What a command did.
+struct Done {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().expect("a directory"),
+        }
+    }
+
+    /// With the test model in its library.
+    fn with_model() -> Self {
+        let home = Self::new();
+        let model = model_path();
+        let done = home.run(&["model", "import", &model.display().to_string()]);
+        assert_eq!(
+            (done.code, done.stdout.trim()),
+            (Some(0), "smollm2-135m"),
+            "{}",
+            done.stderr
+        );
+        home
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The binary with nothing of this machine's environment but what it needs to start.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenzro-cli"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("HOME", self.path())
+            .env("TENZRO_HOME", self.path().join("home"))
+            .env("HF_HUB_CACHE", self.path().join("cache"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Done {
+        Done::from(self.command(arguments).output().expect("the binary runs"))
+    }
+
+    fn run_with_input(&self, arguments: &[&str], input: &str) -> Done {
+        use std::io::Write;
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).expect("it reads");
+        drop(stdin);
+        Done::from(child.wait_with_output().expect("it ends"))
+    }
+
+    /// Serves the test model in the background and returns its address.
+    fn serve(&self, more: &[&str]) -> String {
+        let mut arguments = vec!["model", "serve", "smollm2-135m", "--port", "0", "--detach"];
+        arguments.extend(["--threads", "1"]);
+        arguments.extend(more);
+        let done = self.run(&arguments);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let (_, address) = done.stdout.trim().split_once(" at ").expect("an address");
+        address.to_owned()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = self
+            .command(&["--quiet", "model", "stop", "--all"])
+            .output();
+    }
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// The model of `script/fetch-test-model`.
+fn model_path() -> PathBuf {
+    let path = std::env::var_os("TENZRO_TEST_MODEL").map_or_else(
+        || {
+            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join("../../.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
+        PathBuf::from,
+    );
+    assert!(
+        path.is_file(),
+        "{} is missing: run script/fetch-test-model",
+        path.display()
+    );
+    path
+}
