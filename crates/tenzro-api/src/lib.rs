@@ -7,7 +7,7 @@
 //!                                        sse / whole answer  <─┘
 //! ```
 //!
-//! Nothing below this crate knows an HTTP status; [`error`] is the only map from errors to it.
+//! Nothing below this crate knows an HTTP status; `error.rs` is the only map from errors to it.
 
 mod error;
 mod extract;
