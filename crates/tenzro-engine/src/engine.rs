@@ -123,13 +123,22 @@ struct Inner {
 pub struct EngineStream {
     events: mpsc::Receiver<Result<GenerateEvent, GenerateError>>,
     cancel: Arc<AtomicBool>,
+    /// The last event or an error was delivered.
+    is_over: bool,
 }
 
 impl Stream for EngineStream {
     type Item = Result<GenerateEvent, GenerateError>;
 
     fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_recv(task)
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let next = std::task::ready!(self.events.poll_recv(task));
+        // The engine was stopped between admission and the first step.
+        let next = next.unwrap_or_else(|| Err(shutting_down()));
+        self.is_over = matches!(next, Err(_) | Ok(GenerateEvent::Finished(_)));
+        Poll::Ready(Some(next))
     }
 }
 
@@ -313,7 +322,11 @@ impl Engine {
             permit,
         };
         inner.submit(Command::Generate(Box::new(job)))?;
-        Ok(EngineStream { events, cancel })
+        Ok(EngineStream {
+            events,
+            cancel,
+            is_over: false,
+        })
     }
 
     /// Embeds all inputs, or none. Models that are not made for embedding give the mean of their

@@ -79,13 +79,18 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.prefill_tokens(3, 512), PREFILL_TOKENS_FIRST);
         for _ in 0..30 {
-            pace.record(3, 0, Duration::from_millis(40));
-            pace.record(3, 40, Duration::from_millis(200));
+            pace.record(3, 0, Duration::from_millis(20));
+            pace.record(3, 40, Duration::from_millis(120));
         }
+        // 2.5 ms a token: what fits beside the decode, and what fits alone.
         let beside_answers = pace.prefill_tokens(3, 512);
-        assert!((36..=44).contains(&beside_answers), "{beside_answers}");
+        let expected = ((DECODING_STEP_MS - 20.0) / 2.5) as usize;
+        assert!(beside_answers.abs_diff(expected) <= 1, "{beside_answers}");
         let alone = pace.prefill_tokens(0, 512);
-        assert!((240..=260).contains(&alone), "{alone}");
+        assert!(
+            alone.abs_diff((PREFILL_STEP_MS / 2.5) as usize) <= 4,
+            "{alone}"
+        );
     }
 
     #[test]
