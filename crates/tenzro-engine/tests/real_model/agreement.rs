@@ -5,8 +5,10 @@ use tenzro_protocol::inference::GenerateRequest;
 
 use super::{Answer, answer, ask, load, read};
 
-/// Log probability by which two candidates may differ to count as a near-tie.
-const NEAR_TIE: f32 = 0.3;
+/// Log probability by which two candidates may differ to count as a near-tie. Four-bit weights with
+/// eight-bit activations move a logit by some tenths when sums are made in another order; a wrong
+/// position or a foreign KV cell moves it by whole units.
+const NEAR_TIE: f32 = 0.5;
 
 const QUESTIONS: [&str; 8] = [
     "What is the capital of France?",
@@ -21,7 +23,7 @@ const QUESTIONS: [&str; 8] = [
 
 fn greedy(question: &str) -> GenerateRequest {
     GenerateRequest {
-        logprobs: Some(2),
+        logprobs: Some(5),
         ..ask(question, 40)
     }
 }
@@ -31,9 +33,13 @@ fn assert_same_but_for_near_ties(reference: &Answer, other: &Answer, what: &str)
         if left.chosen.bytes == right.chosen.bytes {
             continue;
         }
-        let gap = left.top[0].logprob - left.top[1].logprob;
+        let rival = left
+            .top
+            .iter()
+            .find(|candidate| candidate.bytes == right.chosen.bytes);
+        let gap = rival.map_or(f32::INFINITY, |rival| left.chosen.logprob - rival.logprob);
         assert!(
-            gap < NEAR_TIE && right.chosen.bytes == left.top[1].bytes,
+            gap < NEAR_TIE,
             "{what}: token {index} differs although it is no near-tie ({gap}):\n{}\n{}",
             reference.text,
             other.text
