@@ -94,7 +94,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "5-turn chat",
-        figures: &[less("TTFT of turn 5 / prefill of its new tokens", 1.1)],
+        figures: &[limit("TTFT of turn 5 / prefill of its new tokens", 1.1)],
         measure: |servers, kind, round| five_turns(servers, kind, round).boxed(),
     },
     Scenario {
@@ -321,23 +321,19 @@ async fn five_turns(servers: &Servers, kind: Kind, round: usize) -> anyhow::Resu
         last = Some((timing, new_tokens));
     }
     let (last, new_tokens) = last.expect("five turns were made");
-    // What as many tokens cost on top of as long a context that is all cached.
+    // What new tokens cost on top of the same context when all of it is cached, for each of them.
+    let context = last.prompt_tokens - new_tokens;
     let mut again = messages[..messages.len() - 2].to_vec();
-    again.push((
-        "user",
-        format!("x {}", words(seed(round, 77), new_tokens as usize - 12)),
-    ));
-    let reference = load::send(
-        &server,
-        &Ask {
-            messages: again,
-            tokens: 2,
-        },
-    )
-    .await?;
-    Ok(vec![
-        last.first_token.as_secs_f64() / reference.first_token.as_secs_f64(),
-    ])
+    again.push(("user", format!("x {}", words(seed(round, 77), 40))));
+    let reference = Ask {
+        messages: again,
+        tokens: 2,
+    };
+    let reference = load::send(&server, &reference).await?;
+    let per_token = |timing: &Timing| {
+        timing.first_token.as_secs_f64() / f64::from(timing.prompt_tokens - context)
+    };
+    Ok(vec![per_token(&last) / per_token(&reference)])
 }
 
 async fn taking_turns(servers: &Servers, kind: Kind, round: usize) -> anyhow::Result<Vec<f64>> {
