@@ -56,9 +56,11 @@ pub fn is_valid(id: &str) -> bool {
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
 }
 
-/// The name as it is compared: without case, separators and the parts in `NOISE`.
+/// The name as it is compared: without case, separators, the parts in `NOISE` and the extension.
 pub fn comparable(name: &str) -> String {
-    name.to_ascii_lowercase()
+    let name = name.to_ascii_lowercase();
+    name.strip_suffix(".gguf")
+        .unwrap_or(&name)
         .split(|character: char| !character.is_ascii_alphanumeric() && character != '.')
         .filter(|part| !NOISE.contains(part))
         .collect()
@@ -118,6 +120,7 @@ mod tests {
             comparable("Gemma-3_270M-it-GGUF"),
             comparable("gemma3-270m")
         );
+        assert_eq!(comparable("Tiny.Q8_0.gguf"), comparable("tiny.q8-0"));
         assert_ne!(comparable("gemma3-270m"), comparable("gemma3-1b"));
         assert!(!is_valid("../x") && !is_valid("") && !is_valid("A"));
     }

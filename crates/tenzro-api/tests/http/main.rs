@@ -8,11 +8,8 @@ mod refusals;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use proptest::prelude::*;
 use serde_json::{Value, json};
 use tenzro_api::{Inference, Limits, Server, ServerConfig};
-use tenzro_protocol::inference::{GenerateError, ServerState};
 use tenzro_protocol::sse::SseParser;
 use tenzro_testkit::fake_inference::{FakeInference, Script};
 
@@ -22,19 +19,27 @@ struct Setup {
     http: reqwest::Client,
 }
 
+/// Any free port, and no long waits.
+fn config() -> ServerConfig {
+    ServerConfig {
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        cors: false,
+        fingerprint: "test".to_owned(),
+        limits: Limits {
+            keep_alive: Duration::from_millis(50),
+            ..Limits::default()
+        },
+    }
+}
+
 impl Setup {
     async fn new(engine: FakeInference) -> Self {
+        Self::with(config(), engine).await
+    }
+
+    async fn with(config: ServerConfig, engine: FakeInference) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let engine = Arc::new(engine);
-        let config = ServerConfig {
-            listen: "127.0.0.1:0".parse().expect("an address"),
-            cors: false,
-            fingerprint: "test".to_owned(),
-            limits: Limits {
-                keep_alive: Duration::from_millis(50),
-                ..Limits::default()
-            },
-        };
         let inference: Arc<dyn Inference> = engine.clone();
         Self {
             server: Server::bind(config, inference).await.expect("a free port"),

@@ -1,6 +1,12 @@
 //! Health, models, metrics and the end of a server.
 
-use super::*;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tenzro_protocol::inference::ServerState;
+use tenzro_testkit::fake_inference::{FakeInference, Script};
+
+use crate::{CHAT, Setup, chat};
 
 #[tokio::test]
 async fn health_models_and_metrics_tell_the_state() {
@@ -50,24 +56,50 @@ async fn health_models_and_metrics_tell_the_state() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_lets_running_answers_finish() {
-    let setup = Setup::new(FakeInference::new(Script::SayAndWait("x"))).await;
-    let body = chat(json!({"stream": true}));
-    let response = setup.post(CHAT, &body).await;
-    let (engine, http, url) = (setup.engine.clone(), setup.http.clone(), setup.url(CHAT));
-    let stopping = tokio::spawn(setup.server.shutdown(Duration::from_secs(10)));
-    // New requests are refused or find nobody listening.
-    loop {
-        match http.post(&url).json(&body).send().await {
-            Err(_) => break,
-            Ok(answer) if answer.status() == 503 => break,
-            Ok(_) => tokio::task::yield_now().await,
+async fn a_server_that_stops_refuses_new_requests_and_lets_running_answers_finish() {
+    for stream in [true, false] {
+        let setup = Setup::new(FakeInference::new(Script::SayAndWait("x"))).await;
+        let body = chat(json!({"stream": stream}));
+        let running = setup.http.post(setup.url(CHAT)).json(&body).send();
+        let running = tokio::spawn(running);
+        setup.engine.wait_for_requests(1).await;
+        let (engine, health, url) = (
+            setup.engine.clone(),
+            setup.url("/health"),
+            setup.url(CHAT),
+        );
+        let stopping = tokio::spawn(setup.server.shutdown(Duration::from_secs(10)));
+        // Not the pooled connections: what a newcomer sees.
+        let newcomer = reqwest::Client::new();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            let answer = newcomer.get(&health).send().await.expect("an answer");
+            if answer.status() == 503 {
+                let answer: Value = answer.json().await.expect("JSON");
+                assert_eq!(answer["status"], "draining");
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "still ready");
+            tokio::task::yield_now().await;
         }
+        let refused = newcomer.post(&url).json(&body).send().await;
+        let refused = refused.expect("an answer");
+        assert_eq!(refused.status(), 503);
+        assert!(refused.headers().contains_key("retry-after"));
+        assert_eq!(engine.requests().len(), 1);
+        assert!(!stopping.is_finished());
+
+        engine.release();
+        let answer = running.await.expect("no panic").expect("an answer");
+        let text = answer.text().await.expect("the whole answer");
+        if stream {
+            assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+        } else {
+            assert!(text.contains(r#""finish_reason":"stop""#), "{text}");
+        }
+        assert!(stopping.await.expect("no panic"), "nothing had to be cut");
+        assert!(newcomer.get(&health).send().await.is_err(), "it is gone");
     }
-    engine.release();
-    let bytes = response.bytes().await.expect("the whole answer");
-    assert!(String::from_utf8_lossy(&bytes).ends_with("data: [DONE]\n\n"));
-    assert!(stopping.await.expect("no panic"), "nothing had to be cut");
 }
 
 #[tokio::test]

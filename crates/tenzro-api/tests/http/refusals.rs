@@ -1,6 +1,13 @@
 //! What is refused, and how; no body makes the server fail.
 
-use super::*;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tenzro_protocol::inference::GenerateError;
+use tenzro_testkit::fake_inference::{FakeInference, Script};
+
+use crate::{CHAT, Setup, chat};
 
 #[tokio::test]
 async fn every_refusal_has_its_status_code_and_field() {
@@ -74,6 +81,19 @@ async fn every_refusal_has_its_status_code_and_field() {
             json!("messages[0].role"),
             Value::Null,
         ),
+        (
+            chat(json!({"response_format": {"type": "json_object"}})),
+            400,
+            json!("response_format"),
+            json!("unsupported_parameter"),
+        ),
+        (
+            chat(json!({"stop": ["a", "b", "c", "d", "e"]})),
+            400,
+            json!("stop"),
+            Value::Null,
+        ),
+        (chat(json!({"stop": 5})), 400, json!("stop"), Value::Null),
     ];
     for (body, status, param, code) in cases {
         let (got, error) = setup.error(CHAT, &body).await;
@@ -83,14 +103,16 @@ async fn every_refusal_has_its_status_code_and_field() {
             "{body}"
         );
     }
-    assert_eq!(setup.engine.asked(), 0);
+    assert!(setup.engine.requests().is_empty());
     let tolerated = chat(json!({
         "user": "u", "metadata": {}, "store": false, "tools": [], "response_format": {"type": "text"},
         "cache_prompt": true, "made_up": 1,
     }));
     assert_eq!(setup.post(CHAT, &tolerated).await.status(), 200);
-    let alias = chat(json!({"model": "MAKER/fake-gguf"}));
-    assert_eq!(setup.post(CHAT, &alias).await.status(), 200);
+    for name in ["MAKER/fake-gguf", "Fake_Instruct", "fake-it-GGUF"] {
+        let named = chat(json!({"model": name}));
+        assert_eq!(setup.post(CHAT, &named).await.status(), 200, "{name}");
+    }
 }
 
 #[tokio::test]
@@ -145,6 +167,19 @@ async fn other_paths_methods_types_and_sizes_have_the_same_error_shape() {
     assert_eq!(setup.error(CHAT, &large).await.0, 413);
     assert_eq!(setup.error("/v1/nothing", &json!({})).await.0, 404);
     assert_eq!(setup.error("/v1/models", &json!({})).await.0, 405);
+    let unreadable = setup.http.get(setup.url("/v1/models/%ff")).send().await;
+    let unreadable: Value = unreadable
+        .expect("an answer")
+        .json()
+        .await
+        .expect("JSON");
+    assert_eq!(unreadable["error"]["code"], "model_not_found");
+    let packed = setup
+        .http
+        .post(setup.url(CHAT))
+        .header("content-encoding", "gzip")
+        .json(&chat(json!({})));
+    assert_eq!(packed.send().await.expect("an answer").status(), 415);
     let plain = setup
         .http
         .post(setup.url(CHAT))
@@ -157,6 +192,22 @@ async fn other_paths_methods_types_and_sizes_have_the_same_error_shape() {
     assert_eq!(broken.send().await.expect("an answer").status(), 400);
     // The process lives.
     assert_eq!(setup.post(CHAT, &chat(json!({}))).await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_text_of_a_refusal_is_for_people() {
+    let setup = Setup::saying(&["x"]).await;
+    let wrong = chat(json!({"messages": [{"role": "user", "content": 7}]}));
+    let (_, error) = setup.error(CHAT, &wrong).await;
+    assert_eq!(error["message"], "messages[0].content has the wrong type");
+    let body = json!({"model": "fake", "prompt": "x", "echo": true, "logprobs": 1});
+    let (status, error) = setup.error("/v1/completions", &body).await;
+    assert_eq!((status, &error["param"]), (400, &json!("echo")));
+    let body = json!({"model": "fake", "prompt": "x", "best_of": 2});
+    let (status, error) = setup.error("/v1/completions", &body).await;
+    assert_eq!((status, &error["param"]), (400, &json!("best_of")));
+    let missing = setup.error(CHAT, &json!({"messages": []})).await;
+    assert_eq!((missing.0, &missing.1["param"]), (400, &json!("model")));
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
