@@ -4,15 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::header::{HeaderValue, InvalidHeaderValue};
-
 /// How the hub is reached and where files are kept.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct HubConfig {
     /// Base address without a slash at its end.
     pub endpoint: String,
     /// Sent to the endpoint's own origin and nowhere else.
-    pub(crate) token: Option<Token>,
+    pub(crate) token: Option<String>,
     /// The directory `hub` of the standard cache.
     pub cache_dir: PathBuf,
     /// Never open a connection.
@@ -48,35 +46,22 @@ impl Default for Tuning {
     }
 }
 
-/// A secret of the hub, never printed and never empty.
-#[derive(Clone)]
-pub(crate) struct Token(String);
-
-impl Token {
-    fn new(text: &str) -> Option<Self> {
-        let text = text.trim();
-        (!text.is_empty()).then(|| Self(text.to_owned()))
-    }
-
-    /// What `Authorization` has to be; an error when no header can hold the token.
-    pub(crate) fn authorization(&self) -> Result<HeaderValue, InvalidHeaderValue> {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.0))?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
-}
-
-impl fmt::Debug for Token {
+impl fmt::Debug for HubConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Token(hidden)")
+        formatter
+            .debug_struct("HubConfig")
+            .field("endpoint", &self.endpoint)
+            .field("token", &self.token.as_ref().map(|_| "(hidden)"))
+            .field("cache_dir", &self.cache_dir)
+            .field("offline", &self.offline)
+            .finish_non_exhaustive()
     }
 }
 
 impl HubConfig {
     /// Reads the variables of `huggingface_hub` through `variable`. Precedence of the cache:
     /// `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`,
-    /// `~/.cache/huggingface/hub`. A leading `~` is the home. Source: huggingface_hub 2.4,
-    /// `constants.py`.
+    /// `~/.cache/huggingface/hub`. Source: huggingface_hub 2.4, `constants.py`.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let flag = |name: &str| {
@@ -88,25 +73,18 @@ impl HubConfig {
             })
         };
         let home = PathBuf::from(set("HOME").unwrap_or_else(|| ".".to_owned()));
-        let directory = |name: &str| {
-            let text = set(name)?;
-            let in_home = text.strip_prefix('~').filter(|rest| {
-                rest.is_empty() || rest.starts_with(std::path::MAIN_SEPARATOR)
-            });
-            Some(match in_home {
-                Some(rest) => home.join(rest.trim_start_matches(std::path::MAIN_SEPARATOR)),
-                None => PathBuf::from(text),
-            })
-        };
-        let hf_home = directory("HF_HOME").unwrap_or_else(|| {
-            directory("XDG_CACHE_HOME")
-                .unwrap_or_else(|| home.join(".cache"))
-                .join("huggingface")
-        });
-        let cache_dir = directory("HF_HUB_CACHE")
-            .or_else(|| directory("HUGGINGFACE_HUB_CACHE"))
-            .unwrap_or_else(|| hf_home.join("hub"));
-        let token_path = directory("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
+        let hf_home = set("HF_HOME").map_or_else(
+            || {
+                set("XDG_CACHE_HOME")
+                    .map_or_else(|| home.join(".cache"), PathBuf::from)
+                    .join("huggingface")
+            },
+            PathBuf::from,
+        );
+        let cache_dir = set("HF_HUB_CACHE")
+            .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
+            .map_or_else(|| hf_home.join("hub"), PathBuf::from);
+        let token_path = set("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), PathBuf::from);
         let stored = || {
             (!flag("HF_HUB_DISABLE_IMPLICIT_TOKEN"))
                 .then(|| read_token(&token_path))
@@ -116,7 +94,7 @@ impl HubConfig {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: set("HF_TOKEN")
-                .and_then(|token| Token::new(&token))
+                .map(|token| token.trim().to_owned())
                 .or_else(stored),
             cache_dir,
             offline: flag("HF_HUB_OFFLINE"),
@@ -130,8 +108,10 @@ impl HubConfig {
     }
 }
 
-fn read_token(path: &Path) -> Option<Token> {
-    Token::new(&std::fs::read_to_string(path).ok()?)
+fn read_token(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let token = text.trim();
+    (!token.is_empty()).then(|| token.to_owned())
 }
 
 #[cfg(test)]
@@ -166,8 +146,6 @@ mod tests {
         for (start, expected) in expected.iter().enumerate() {
             assert_eq!(config(&all[start..]).cache_dir, Path::new(expected));
         }
-        let tilde = config(&[("HF_HOME", "~/hf"), ("HOME", "/e")]);
-        assert_eq!(tilde.cache_dir, Path::new("/e/hf/hub"));
     }
 
     #[test]
@@ -176,10 +154,8 @@ mod tests {
         std::fs::write(file.path(), "hf_secret\n").expect("written");
         let path = file.path().to_str().expect("a path");
         let stored = config(&[("HF_TOKEN_PATH", path)]);
-        let sent = stored.token.as_ref().map(Token::authorization);
-        let sent = sent.expect("a token").expect("a header");
-        assert_eq!(sent, "Bearer hf_secret");
-        assert!(!format!("{stored:?} {sent:?}").contains("hf_secret"));
+        assert_eq!(stored.token.as_deref(), Some("hf_secret"));
+        assert!(!format!("{stored:?}").contains("hf_secret"));
         let disabled = config(&[
             ("HF_TOKEN_PATH", path),
             ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"),

@@ -56,11 +56,9 @@ pub fn is_valid(id: &str) -> bool {
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
 }
 
-/// The name as it is compared: without case, separators, the parts in `NOISE` and the extension.
+/// The name as it is compared: without case, separators and the parts in `NOISE`.
 pub fn comparable(name: &str) -> String {
-    let name = name.to_ascii_lowercase();
-    name.strip_suffix(".gguf")
-        .unwrap_or(&name)
+    name.to_ascii_lowercase()
         .split(|character: char| !character.is_ascii_alphanumeric() && character != '.')
         .filter(|part| !NOISE.contains(part))
         .collect()
@@ -120,7 +118,6 @@ mod tests {
             comparable("Gemma-3_270M-it-GGUF"),
             comparable("gemma3-270m")
         );
-        assert_eq!(comparable("Tiny.Q8_0.gguf"), comparable("tiny.q8-0"));
         assert_ne!(comparable("gemma3-270m"), comparable("gemma3-1b"));
         assert!(!is_valid("../x") && !is_valid("") && !is_valid("A"));
     }
