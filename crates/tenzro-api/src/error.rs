@@ -95,6 +95,15 @@ impl ApiError {
         )
     }
 
+    /// 415: compressed.
+    pub(crate) fn encoded() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            "the request must not be compressed: send it without Content-Encoding",
+        )
+    }
+
     /// 503.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self {

@@ -26,6 +26,9 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
         if !is_json(&parts.headers) {
             return Err(ApiError::not_json_type());
         }
+        if is_encoded(&parts.headers) {
+            return Err(ApiError::encoded());
+        }
         let bytes = read(body, state.limits.body_bytes_max).await?;
         parse(&bytes).map(Self)
     }
@@ -39,6 +42,12 @@ fn is_json(headers: &HeaderMap) -> bool {
     let essence = value.to_str().unwrap_or("").split(';').next().unwrap_or("");
     let essence = essence.trim().to_ascii_lowercase();
     essence == "application/json" || essence.ends_with("+json")
+}
+
+/// Compressed bodies are not read: their size says nothing about the memory they need.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 async fn read(body: Body, bytes_max: usize) -> Result<Vec<u8>, ApiError> {
@@ -72,12 +81,8 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         Ok(parsed) => return Ok(parsed),
         Err(error) => error,
     };
-    let path = error.path().to_string();
-    if path != "." {
-        return Err(ApiError::invalid(
-            path.clone(),
-            format!("{path}: {}", error.inner()),
-        ));
+    if error.path().iter().next().is_some() {
+        return Err(wrong_field(&error));
     }
     // Fields of a flattened struct lose their path: find the one that is wrong by itself.
     if let Value::Object(fields) = &value {
@@ -85,11 +90,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             let alone = Value::Object(std::iter::once((name.clone(), field.clone())).collect());
             let parsed: Result<Parameters, _> = serde_path_to_error::deserialize(&alone);
             if let Err(error) = parsed {
-                let path = error.path().to_string();
-                return Err(ApiError::invalid(
-                    path.clone(),
-                    format!("{path}: {}", error.inner()),
-                ));
+                return Err(wrong_field(&error));
             }
         }
     }
@@ -98,6 +99,18 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         Some(name) => Err(ApiError::invalid(name, format!("{name} is required"))),
         None => Err(ApiError::not_json(message)),
     }
+}
+
+fn wrong_field(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let path = error.path().to_string();
+    let reason = error.inner().to_string();
+    // Serde's text for fields of several shapes names types of this program.
+    let message = if reason.starts_with("data did not match any variant") {
+        format!("{path} has the wrong type")
+    } else {
+        format!("{path}: {reason}")
+    };
+    ApiError::invalid(path, message)
 }
 
 /// The name in serde's "missing field `name`".

@@ -8,6 +8,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::HeaderValue;
 use axum::middleware::Next;
 use axum::response::Response;
+use tracing::Instrument;
 
 use crate::state::AppState;
 
@@ -42,7 +43,9 @@ pub(crate) async fn layer(
         HeaderValue::from_str(&unique("req-")).expect("hexadecimal digits are a valid header")
     });
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = next.run(request).await;
+    // Of the highest level, so that no filter takes the id from an error's line.
+    let span = tracing::error_span!("request", id = id.to_str().unwrap_or(""));
+    let mut response = next.run(request).instrument(span).await;
     // Paths that clients make up must not become labels.
     let endpoint = endpoint.as_ref().map_or("other", MatchedPath::as_str);
     state.metrics.count(endpoint, response.status());

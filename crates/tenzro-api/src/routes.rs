@@ -12,26 +12,32 @@ use crate::state::AppState;
 use crate::{health, metrics, request_id};
 
 pub(crate) fn router(state: AppState, cors: bool) -> Router {
-    let mut v1 = Router::new()
+    let v1 = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         // Model ids may contain slashes.
         .route("/v1/models/{*id}", get(models::show));
+    // Set before the layer, which has to answer the OPTIONS requests that the paths do not allow.
+    let mut v1 = v1.method_not_allowed_fallback(wrong_method);
     if cors {
         v1 = v1.layer(CorsLayer::permissive());
     }
     v1.route("/health", get(health::show))
         .route("/metrics", get(metrics::show))
         .fallback(unknown_path)
-        .method_not_allowed_fallback(async || ApiError::wrong_method())
+        .method_not_allowed_fallback(wrong_method)
         // Outermost: errors of everything inside carry the request id too.
         .layer(middleware::from_fn_with_state(
             state.clone(),
             request_id::layer,
         ))
         .with_state(state)
+}
+
+async fn wrong_method() -> ApiError {
+    ApiError::wrong_method()
 }
 
 async fn unknown_path(request: Request) -> ApiError {

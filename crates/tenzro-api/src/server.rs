@@ -7,13 +7,14 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::inference::Inference;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::state::AppState;
 
-/// How long connections may take to close after their answers were cut.
+/// How long connections may take to close once all answers are over.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// How the server is reached and what it allows.
@@ -70,7 +71,9 @@ impl Default for Limits {
 pub struct Server {
     local_addr: SocketAddr,
     stopping: CancellationToken,
+    answers: TaskTracker,
     cut: CancellationToken,
+    closing: CancellationToken,
     task: JoinHandle<std::io::Result<()>>,
 }
 
@@ -82,27 +85,31 @@ impl Server {
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
         let local_addr = listener.local_addr()?;
-        let (stopping, cut) = (CancellationToken::new(), CancellationToken::new());
+        let [stopping, cut, closing] = std::array::from_fn(|_| CancellationToken::new());
+        let answers = TaskTracker::new();
         let state = AppState {
             metrics: Arc::new(Metrics::new(Arc::clone(&inference))),
             inference,
             limits: config.limits,
             fingerprint: config.fingerprint.into(),
             stopping: stopping.clone(),
+            answers: answers.clone(),
             cut: cut.clone(),
         };
         let router = routes::router(state, config.cors);
-        let stopped = stopping.clone().cancelled_owned();
+        let closed = closing.clone().cancelled_owned();
         let listener = NoDelay(listener);
         let task = tokio::spawn(async move {
             axum::serve(listener, router)
-                .with_graceful_shutdown(stopped)
+                .with_graceful_shutdown(closed)
                 .await
         });
         Ok(Self {
             local_addr,
             stopping,
+            answers,
             cut,
+            closing,
             task,
         })
     }
@@ -112,17 +119,22 @@ impl Server {
         self.local_addr
     }
 
-    /// Takes no more requests, lets running answers finish for at most `grace`, then cuts them.
-    /// True when all of them finished.
+    /// Refuses new requests with 503 while running answers finish, for at most `grace`, then cuts
+    /// what is left and closes all connections. Meanwhile `/health` says that the server drains.
+    /// True when all answers finished.
     pub async fn shutdown(mut self, grace: Duration) -> bool {
         self.stopping.cancel();
-        if tokio::time::timeout(grace, &mut self.task).await.is_ok() {
-            return true;
+        self.answers.close();
+        let finished = tokio::time::timeout(grace, self.answers.wait()).await;
+        if finished.is_err() {
+            self.cut.cancel();
         }
-        self.cut.cancel();
-        let _ = tokio::time::timeout(CLOSE_GRACE, &mut self.task).await;
-        self.task.abort();
-        false
+        self.closing.cancel();
+        let closed = tokio::time::timeout(CLOSE_GRACE, &mut self.task).await;
+        if closed.is_err() {
+            self.task.abort();
+        }
+        finished.is_ok()
     }
 }
 

@@ -15,7 +15,7 @@ pub use models::{ModelList, ModelObject};
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::inference;
@@ -63,8 +63,13 @@ pub struct Parameters {
     /// 0–1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f32>,
-    /// Extension: keep the k likeliest tokens.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Extension: keep the k likeliest tokens; 0 keeps all, and so do the negative numbers that
+    /// clients of vLLM and llama-server send.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "top_k"
+    )]
     pub top_k: Option<u32>,
     /// Extension: 0–1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,6 +105,23 @@ pub struct Parameters {
     /// Extension: go on past the end-of-generation token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_eos: Option<bool>,
+}
+
+fn top_k<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let Some(number) = Option::<i64>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    // More than a vocabulary can hold means all of it.
+    Ok(Some(u32::try_from(number.max(0)).unwrap_or(0)))
+}
+
+/// Keeps `null` apart from an absent field.
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Any further fields of a request.

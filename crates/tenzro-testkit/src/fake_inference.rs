@@ -2,7 +2,6 @@
 //! stream was dropped before its end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -10,7 +9,8 @@ use futures::future::BoxFuture;
 use tenzro_api::{GenerateStream, Inference};
 use tenzro_protocol::inference::{
     Delta, EmbedRequest, Embeddings, EngineGauges, FinishReason, Finished, GenerateError,
-    GenerateEvent, GenerateRequest, ModelCard, ServerState, Started, Usage,
+    GenerateEvent, GenerateRequest, ModelCard, ScoredToken, ServerState, Started, TokenLogprob,
+    Usage,
 };
 use tokio::sync::watch;
 
@@ -34,7 +34,7 @@ pub struct FakeInference {
     state: ServerState,
     dropped: Arc<watch::Sender<usize>>,
     released: Arc<watch::Sender<bool>>,
-    asked: AtomicUsize,
+    requests: watch::Sender<Vec<GenerateRequest>>,
 }
 
 impl FakeInference {
@@ -50,13 +50,23 @@ impl FakeInference {
             state,
             dropped: Arc::new(watch::Sender::new(0)),
             released: Arc::new(watch::Sender::new(false)),
-            asked: AtomicUsize::new(0),
+            requests: watch::Sender::default(),
         }
     }
 
-    /// Requests so far.
-    pub fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+    /// Requests so far, oldest first.
+    pub fn requests(&self) -> Vec<GenerateRequest> {
+        self.requests.borrow().clone()
+    }
+
+    /// Waits until there were so many requests.
+    pub async fn wait_for_requests(&self, count: usize) {
+        let mut requests = self.requests.subscribe();
+        let enough = requests.wait_for(|requests| requests.len() >= count);
+        tokio::time::timeout(Duration::from_secs(10), enough)
+            .await
+            .expect("the requests arrive")
+            .expect("the engine lives");
     }
 
     /// Lets answers that wait end.
@@ -96,11 +106,23 @@ impl Drop for Guard {
     }
 }
 
-fn piece(text: &str) -> GenerateEvent {
+/// One token. The alternatives to it begin with itself and a byte that is no text on its own.
+fn piece(text: &str, logprobs: Option<u8>) -> GenerateEvent {
+    let scored = |bytes: &[u8], logprob| ScoredToken {
+        bytes: bytes.to_vec(),
+        logprob,
+    };
+    let logprobs = logprobs.map(|count| TokenLogprob {
+        chosen: scored(text.as_bytes(), -0.5),
+        top: [scored(text.as_bytes(), -0.5), scored(b"\xc3", -1.5)]
+            .into_iter()
+            .take(count.into())
+            .collect(),
+    });
     GenerateEvent::Delta(Delta {
         text: text.to_owned(),
         token_count: 1,
-        logprobs: Vec::new(),
+        logprobs: logprobs.into_iter().collect(),
     })
 }
 
@@ -125,9 +147,10 @@ impl Inference for FakeInference {
     fn generate(
         &self,
         _model: &str,
-        _request: GenerateRequest,
+        request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
+        let logprobs = request.logprobs;
+        self.requests.send_modify(|requests| requests.push(request));
         let script = self.script.clone();
         let guard = Guard {
             dropped: Arc::clone(&self.dropped),
@@ -150,7 +173,8 @@ impl Inference for FakeInference {
                 cached_tokens: 2,
                 queued: Duration::ZERO,
             });
-            let head = std::iter::once(started).chain(pieces.into_iter().map(piece));
+            let head = std::iter::once(started)
+                .chain(pieces.into_iter().map(move |text| piece(text, logprobs)));
             let last = async move {
                 if waits {
                     let _ = released.wait_for(|released| *released).await;

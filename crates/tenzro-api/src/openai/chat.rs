@@ -31,23 +31,19 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     JsonBody(request): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let model = state.resolve(&request.model)?;
+    let admission = state.admit(&request.model)?;
     let (prompt, checked) = check(request, &state.limits)?;
     let frame = Frame {
         id: request_id::unique("chatcmpl-"),
         created: unix_seconds(),
-        model: model.id.clone(),
+        model: admission.model.id.clone(),
         fingerprint: state.fingerprint.to_string(),
     };
     let requests = checked.requests(&Prompt::Chat(prompt));
-    let mut choices = Choices::start(&state, &model.id, requests, "messages").await?;
+    let mut choices = Choices::start(&state, admission, requests, "messages").await?;
     if checked.stream {
         choices.wait_for_first(state.limits.keep_alive).await?;
-        let writer = Writer {
-            frame,
-            include_usage: checked.include_usage,
-            usages: vec![inference::Usage::default(); checked.n as usize],
-        };
+        let writer = Writer::new(frame, &checked);
         return Ok(sse::respond(choices, writer, state.limits.keep_alive));
     }
     collect(choices, frame, checked.n)
@@ -219,21 +215,24 @@ async fn collect(mut choices: Choices, frame: Frame, n: u32) -> Result<ChatCompl
 }
 
 struct Writer {
-    frame: Frame,
-    include_usage: bool,
+    /// Used for one event after the other: only its choice changes.
+    chunk: ChatChunk,
     usages: Vec<inference::Usage>,
 }
 
 impl Writer {
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> ChatChunk {
-        ChatChunk {
-            id: self.frame.id.clone(),
-            object: "chat.completion.chunk".to_owned(),
-            created: self.frame.created,
-            model: self.frame.model.clone(),
-            system_fingerprint: Some(self.frame.fingerprint.clone()),
-            choices,
-            usage: self.include_usage.then_some(usage),
+    fn new(frame: Frame, checked: &Checked) -> Self {
+        Self {
+            chunk: ChatChunk {
+                id: frame.id,
+                object: "chat.completion.chunk".to_owned(),
+                created: frame.created,
+                model: frame.model,
+                system_fingerprint: Some(frame.fingerprint),
+                choices: Vec::with_capacity(1),
+                usage: checked.include_usage.then_some(None),
+            },
+            usages: vec![inference::Usage::default(); checked.n as usize],
         }
     }
 }
@@ -262,13 +261,16 @@ impl ChunkWriter for Writer {
                 self.usages[index as usize] = finished.usage;
             }
         }
-        out.push(&self.chunk(vec![choice], None));
+        self.chunk.choices.clear();
+        self.chunk.choices.push(choice);
+        out.push(&self.chunk);
     }
 
     fn end(&mut self, out: &mut Events) {
-        if self.include_usage {
-            let usage = Usage::of_choices(&self.usages);
-            out.push(&self.chunk(Vec::new(), Some(usage)));
+        if let Some(usage) = &mut self.chunk.usage {
+            *usage = Some(Usage::of_choices(&self.usages));
+            self.chunk.choices.clear();
+            out.push(&self.chunk);
         }
     }
 }

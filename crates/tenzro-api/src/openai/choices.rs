@@ -6,10 +6,11 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use tenzro_protocol::inference::{GenerateError, GenerateEvent, GenerateRequest};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::error::ApiError;
 use crate::metrics::Observer;
-use crate::state::AppState;
+use crate::state::{Admission, AppState};
 
 type Numbered = (u32, Result<GenerateEvent, GenerateError>);
 
@@ -25,13 +26,16 @@ pub(crate) struct Choices {
     prompt: &'static str,
     cut: CancellationToken,
     read_ahead: Option<ChoiceEvent>,
+    /// Names the request in the log also when its answer is streamed.
+    span: Span,
+    _admission: Admission,
 }
 
 impl Choices {
     /// Admits all requests or none.
     pub(crate) async fn start(
         state: &AppState,
-        model: &str,
+        admission: Admission,
         requests: Vec<GenerateRequest>,
         prompt: &'static str,
     ) -> Result<Self, ApiError> {
@@ -41,7 +45,7 @@ impl Choices {
             let mut observer = Observer::new(state.metrics.clone());
             let stream = state
                 .inference
-                .generate(model, request)
+                .generate(&admission.model.id, request)
                 .await
                 .map_err(|error| ApiError::from_engine(&error, prompt))?;
             events.push(
@@ -62,6 +66,8 @@ impl Choices {
             prompt,
             cut: state.cut.clone(),
             read_ahead: None,
+            span: Span::current(),
+            _admission: admission,
         })
     }
 
@@ -96,16 +102,18 @@ impl Choices {
                 }
                 Ok((index, event))
             }
-            Some((_, Err(error))) => Err(ApiError::from_engine(&error, self.prompt)),
+            Some((_, Err(error))) => Err(self.failed(&error)),
             None if self.unfinished == 0 => return None,
-            None => Err(ApiError::from_engine(
-                &GenerateError::Internal {
-                    message: "the engine ended a stream without its last event".to_owned(),
-                },
-                self.prompt,
-            )),
+            None => Err(self.failed(&GenerateError::Internal {
+                message: "the engine ended a stream without its last event".to_owned(),
+            })),
         };
         self.has_failed = event.is_err();
         Some(event)
+    }
+
+    fn failed(&self, error: &GenerateError) -> ApiError {
+        let map = || ApiError::from_engine(error, self.prompt);
+        self.span.in_scope(map)
     }
 }

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use tenzro_protocol::inference::{self, GenerateEvent, Prompt};
 use tenzro_protocol::openai::completions::{
-    Completion, CompletionRequest, Input, TextChoice, TextLogprobs,
+    Completion, CompletionChunk, CompletionRequest, Input, TextChoice, TextLogprobs,
 };
 use tenzro_protocol::openai::{Usage, finish_reason};
 
@@ -30,24 +30,28 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     JsonBody(request): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let model = state.resolve(&request.model)?;
+    let admission = state.admit(&request.model)?;
     let (prompts, echoes, checked) = check(request, &state.limits)?;
     let requests: Vec<_> = prompts
         .iter()
         .flat_map(|prompt| checked.requests(prompt))
         .collect();
     let writer = Writer {
-        id: request_id::unique("cmpl-"),
-        created: unix_seconds(),
-        model: model.id.clone(),
-        fingerprint: state.fingerprint.to_string(),
+        chunk: CompletionChunk {
+            id: request_id::unique("cmpl-"),
+            object: "text_completion".to_owned(),
+            created: unix_seconds(),
+            model: admission.model.id.clone(),
+            system_fingerprint: Some(state.fingerprint.to_string()),
+            choices: Vec::with_capacity(1),
+            usage: checked.include_usage.then_some(None),
+        },
         n: checked.n,
-        include_usage: checked.include_usage,
         usages: vec![inference::Usage::default(); requests.len()],
         shown_characters: vec![0; requests.len()],
         echoes,
     };
-    let mut choices = Choices::start(&state, &model.id, requests, "prompt").await?;
+    let mut choices = Choices::start(&state, admission, requests, "prompt").await?;
     if checked.stream {
         choices.wait_for_first(state.limits.keep_alive).await?;
         return Ok(sse::respond(choices, writer, state.limits.keep_alive));
@@ -76,13 +80,17 @@ fn check(request: CompletionRequest, limits: &Limits) -> Result<Request, ApiErro
         .map(|count| u8::try_from(count).expect("checked above"));
     let echo = request.echo.unwrap_or(false);
     if echo && logprobs.is_some() {
-        return Err(ApiError::unsupported("echo with logprobs"));
+        let message = "echo is not supported together with logprobs";
+        return Err(ApiError::invalid("echo", message));
     }
     let echoes = match (echo, &request.prompt) {
         (false, _) => None,
         (true, Input::Text(text)) => Some(vec![text.clone()]),
         (true, Input::Texts(texts)) => Some(texts.clone()),
-        (true, _) => return Err(ApiError::unsupported("echo with token ids")),
+        (true, Input::Tokens(_) | Input::TokenLists(_)) => {
+            let message = "echo is only supported for prompts that are text";
+            return Err(ApiError::invalid("echo", message));
+        }
     };
     let prompts = prompts_of(request.prompt, "prompt", limits.choices_max as usize)?;
     if prompts.len().saturating_mul(n as usize) > limits.choices_max as usize {
@@ -151,16 +159,22 @@ async fn collect(mut choices: Choices, mut writer: Writer) -> Result<Completion,
         }
     }
     let usage = writer.usage();
-    Ok(writer.frame(answers, Some(usage)))
+    Ok(Completion {
+        id: writer.chunk.id,
+        object: writer.chunk.object,
+        created: writer.chunk.created,
+        model: writer.chunk.model,
+        system_fingerprint: writer.chunk.system_fingerprint,
+        choices: answers,
+        usage: Some(usage),
+    })
 }
 
 struct Writer {
-    id: String,
-    created: u64,
-    model: String,
-    fingerprint: String,
+    /// Used for one event after the other: only its choice changes.
+    chunk: CompletionChunk,
+    /// Answers per prompt.
     n: u32,
-    include_usage: bool,
     usages: Vec<inference::Usage>,
     /// Characters of each answer so far, for `text_offset`.
     shown_characters: Vec<usize>,
@@ -169,18 +183,6 @@ struct Writer {
 }
 
 impl Writer {
-    fn frame(&self, choices: Vec<TextChoice>, usage: Option<Usage>) -> Completion {
-        Completion {
-            id: self.id.clone(),
-            object: "text_completion".to_owned(),
-            created: self.created,
-            model: self.model.clone(),
-            system_fingerprint: Some(self.fingerprint.clone()),
-            choices,
-            usage,
-        }
-    }
-
     fn usage(&self) -> Usage {
         let per_prompt: Vec<Usage> = self
             .usages
@@ -253,14 +255,17 @@ impl Writer {
 impl ChunkWriter for Writer {
     fn event(&mut self, index: u32, event: GenerateEvent, out: &mut Events) {
         if let Some(choice) = self.part(index, event) {
-            out.push(&self.frame(vec![choice], None));
+            self.chunk.choices.clear();
+            self.chunk.choices.push(choice);
+            out.push(&self.chunk);
         }
     }
 
     fn end(&mut self, out: &mut Events) {
-        if self.include_usage {
-            let usage = self.usage();
-            out.push(&self.frame(Vec::new(), Some(usage)));
+        if self.chunk.usage.is_some() {
+            self.chunk.usage = Some(Some(self.usage()));
+            self.chunk.choices.clear();
+            out.push(&self.chunk);
         }
     }
 }

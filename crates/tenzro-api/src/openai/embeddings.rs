@@ -20,12 +20,12 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     JsonBody(request): JsonBody<EmbeddingRequest>,
 ) -> Result<Json<EmbeddingList>, ApiError> {
-    let model = state.resolve(&request.model)?;
+    let admission = state.admit(&request.model)?;
     check_other(&request.other)?;
     let inputs = prompts_of(request.input, "input", state.limits.inputs_max)?;
     let embeddings = state
         .inference
-        .embed(&model.id, EmbedRequest { inputs })
+        .embed(&admission.model.id, EmbedRequest { inputs })
         .await
         .map_err(|error| ApiError::from_engine(&error, "input"))?;
     let length = embeddings.vectors.first().map_or(0, Vec::len);
@@ -50,7 +50,7 @@ pub(crate) async fn create(
     Ok(Json(EmbeddingList {
         object: "list".to_owned(),
         data,
-        model: model.id,
+        model: admission.model.id,
         usage: EmbeddingUsage {
             prompt_tokens: embeddings.prompt_tokens,
             total_tokens: embeddings.prompt_tokens,

@@ -9,14 +9,14 @@ use crate::server::Limits;
 
 /// Fields that OpenAI or llama-server know and this server does not support: silently ignoring them
 /// would answer another question.
-const UNSUPPORTED: [&str; 19] = [
+const UNSUPPORTED: [&str; 23] = [
     "tools",
     "functions",
     "function_call",
     "audio",
     "web_search_options",
     "prediction",
-    "moderation_options",
+    "moderation",
     "suffix",
     "grammar",
     "json_schema",
@@ -24,7 +24,11 @@ const UNSUPPORTED: [&str; 19] = [
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "structured_outputs",
+    "chat_template",
+    "stop_token_ids",
     "reasoning_effort",
+    "return_progress",
     "input_extra",
     "typical_p",
     "mirostat",
@@ -36,9 +40,13 @@ pub(crate) fn check_other(other: &Other) -> Result<(), ApiError> {
     for (name, value) in other {
         let is_neutral = match name.as_str() {
             "response_format" => value.get("type").and_then(Value::as_str) == Some("text"),
-            "tool_choice" => matches!(value.as_str(), Some("none" | "auto")),
+            "tool_choice" | "function_call" => matches!(value.as_str(), Some("none" | "auto")),
+            "reasoning_effort" => value == "none",
+            "verbosity" => value == "medium",
+            "suffix" | "grammar" => value == "",
+            "return_progress" => value == false,
             "modalities" => value == &serde_json::json!(["text"]),
-            "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
+            "tools" | "functions" | "stop_token_ids" => value.as_array().is_some_and(Vec::is_empty),
             "mirostat" | "xtc_probability" => value.as_f64() == Some(0.0),
             "typical_p" => value.as_f64() == Some(1.0),
             name => !UNSUPPORTED.contains(&name),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Other, Parameters, Usage};
+use super::{Other, Parameters, Usage, present};
 
 /// The request.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -141,15 +141,6 @@ pub struct ChatChunk {
         deserialize_with = "present"
     )]
     pub usage: Option<Option<Usage>>,
-}
-
-/// Keeps `null` apart from an absent field.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    T::deserialize(deserializer).map(Some)
 }
 
 /// What is new in one answer.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Other, Parameters, Usage};
+use super::{Other, Parameters, Usage, present};
 
 /// The request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,7 +44,8 @@ pub enum Input {
     TokenLists(Vec<Vec<u32>>),
 }
 
-/// An answer, or one event of a streamed answer.
+/// The answer when it is not streamed. Its `usage` may also be read from a [`CompletionChunk`],
+/// where null and absent mean the same to most clients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// `cmpl-…`.
@@ -63,6 +64,31 @@ pub struct Completion {
     /// Tokens used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+}
+
+/// One event of a streamed answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompletionChunk {
+    /// The same in all chunks.
+    pub id: String,
+    /// Always `text_completion`.
+    pub object: String,
+    /// Unix seconds.
+    pub created: u64,
+    /// Model id.
+    pub model: String,
+    /// Which build answers.
+    #[serde(default)]
+    pub system_fingerprint: Option<String>,
+    /// What is new; empty in the usage chunk.
+    pub choices: Vec<TextChoice>,
+    /// Absent unless asked for; then null but in the last chunk.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
+    pub usage: Option<Option<Usage>>,
 }
 
 /// One answer or its new part.

@@ -1,0 +1,142 @@
+//! Streams, headers and what happens on the connection around an answer.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tenzro_protocol::inference::GenerateError;
+use tenzro_testkit::fake_inference::{FakeInference, Script};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::{CHAT, Setup, chat, config};
+
+#[tokio::test]
+async fn an_error_after_the_start_ends_the_stream_without_done() {
+    let broken = GenerateError::Internal {
+        message: "secret detail".to_owned(),
+    };
+    let setup = Setup::new(FakeInference::new(Script::Break(broken))).await;
+    let events = setup.events(CHAT, &chat(json!({"stream": true}))).await;
+    let last: Value = serde_json::from_str(events.last().expect("events")).expect("JSON");
+    assert_eq!(last["error"]["type"], "server_error");
+    assert!(!events.concat().contains("secret detail") && !events.concat().contains("[DONE]"));
+}
+
+#[tokio::test]
+async fn silence_is_filled_with_comments_and_a_client_that_leaves_is_noticed() {
+    let setup = Setup::new(FakeInference::new(Script::SayAndWait("x"))).await;
+    let response = setup.post(CHAT, &chat(json!({"stream": true}))).await;
+    let mut bytes = response.bytes_stream();
+    let mut text = String::new();
+    while !text.contains(": keep-alive\n\n") {
+        let piece = bytes.next().await.expect("more").expect("bytes");
+        text.push_str(&String::from_utf8_lossy(&piece));
+    }
+    assert!(text.contains("\"x\""));
+    drop(bytes);
+    setup.engine.wait_for_dropped(1).await;
+
+    let url = setup.url(CHAT);
+    let request = setup
+        .http
+        .post(url)
+        .json(&chat(json!({})))
+        .timeout(Duration::from_millis(100));
+    assert!(
+        request.send().await.is_err(),
+        "gives up waiting for the whole answer"
+    );
+    setup.engine.wait_for_dropped(2).await;
+}
+
+/// Reads one chunked answer from a connection that stays open.
+async fn read_chunked(connection: &mut TcpStream) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.ends_with("\r\n0\r\n\r\n") {
+        let read = tokio::time::timeout(Duration::from_secs(10), connection.read(&mut buffer));
+        let count = read.await.expect("in time").expect("readable");
+        assert_ne!(count, 0, "closed after {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_connection_serves_on_after_a_stream() {
+    let setup = Setup::saying(&["one", "two"]).await;
+    let body = chat(json!({"stream": true})).to_string();
+    let request = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let address = setup.server.local_addr();
+    let mut connection = TcpStream::connect(address).await.expect("connected");
+    for _ in 0..3 {
+        connection
+            .write_all(request.as_bytes())
+            .await
+            .expect("written");
+        let answer = read_chunked(&mut connection).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("data: [DONE]\n\n"), "{answer}");
+    }
+    assert_eq!(setup.engine.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn a_request_keeps_the_id_that_its_client_gave_it() {
+    let setup = Setup::saying(&["x"]).await;
+    let given = async |id: &str| {
+        let request = setup.http.post(setup.url(CHAT)).header("x-request-id", id);
+        let response = request.json(&chat(json!({}))).send().await;
+        let response = response.expect("an answer");
+        let milliseconds = response.headers()["openai-processing-ms"].to_str();
+        assert!(milliseconds.expect("text").parse::<u64>().is_ok());
+        let id = response.headers()["x-request-id"].to_str();
+        id.expect("text").to_owned()
+    };
+    assert_eq!(given("mine-7").await, "mine-7");
+    for unfit in ["", "a b", &"x".repeat(129)] {
+        let id = given(unfit).await;
+        assert!(id.starts_with("req-"), "{id}");
+    }
+    assert_ne!(given("").await, given("").await);
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_may_call_only_when_that_is_on() {
+    for cors in [true, false] {
+        let engine = FakeInference::new(Script::Say(vec!["x"]));
+        let mut config = config();
+        config.cors = cors;
+        let setup = Setup::with(config, engine).await;
+        let preflight = setup
+            .http
+            .request(reqwest::Method::OPTIONS, setup.url(CHAT))
+            .header("origin", "https://page.example")
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "content-type")
+            .send()
+            .await
+            .expect("an answer");
+        assert_eq!(preflight.status().is_success(), cors);
+        let allowed = |response: &reqwest::Response| {
+            response
+                .headers()
+                .contains_key("access-control-allow-origin")
+        };
+        assert_eq!(allowed(&preflight), cors);
+        for body in [chat(json!({})), json!({})] {
+            let request = setup.http.post(setup.url(CHAT)).json(&body);
+            let request = request.header("origin", "https://page.example");
+            let response = request.send().await.expect("an answer");
+            assert_eq!(allowed(&response), cors, "{body}");
+        }
+        let health = setup.http.get(setup.url("/health"));
+        let health = health.header("origin", "https://page.example").send().await;
+        assert!(!allowed(&health.expect("an answer")));
+    }
+}
