@@ -95,6 +95,15 @@ impl ApiError {
         )
     }
 
+    /// 408: the body takes too long.
+    pub(crate) fn too_slow() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "invalid_request_error",
+            "the request body did not arrive in time",
+        )
+    }
+
     /// 415: compressed.
     pub(crate) fn encoded() -> Self {
         Self::new(

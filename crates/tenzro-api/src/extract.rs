@@ -29,7 +29,9 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
         if is_encoded(&parts.headers) {
             return Err(ApiError::encoded());
         }
-        let bytes = read(body, state.limits.body_bytes_max).await?;
+        let bytes = read(body, state.limits.body_bytes_max);
+        let bytes = tokio::time::timeout(state.limits.body_timeout, bytes).await;
+        let bytes = bytes.unwrap_or_else(|_| Err(ApiError::too_slow()))?;
         parse(&bytes).map(Self)
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! Nothing below this crate knows an HTTP status; `error.rs` is the only map from errors to it.
 
+mod connections;
 mod error;
 mod extract;
 mod health;

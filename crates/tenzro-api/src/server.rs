@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::connections;
 use crate::inference::Inference;
 use crate::metrics::Metrics;
 use crate::routes;
@@ -49,6 +50,13 @@ pub struct Limits {
     pub inputs_max: usize,
     /// Time without an event after which a comment keeps a stream open.
     pub keep_alive: Duration,
+    /// Connections at once; the next ones wait until one of them closes.
+    pub connections_max: usize,
+    /// Time for the whole head of a request, from the moment that the connection is free for it: an
+    /// idle connection is closed after it.
+    pub head_timeout: Duration,
+    /// Time for the whole body of a request.
+    pub body_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -62,6 +70,9 @@ impl Default for Limits {
             logit_bias_max: 300,
             inputs_max: 2048,
             keep_alive: Duration::from_secs(10),
+            connections_max: 1024,
+            head_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -74,7 +85,7 @@ pub struct Server {
     answers: TaskTracker,
     cut: CancellationToken,
     closing: CancellationToken,
-    task: JoinHandle<std::io::Result<()>>,
+    task: JoinHandle<()>,
 }
 
 impl Server {
@@ -97,13 +108,12 @@ impl Server {
             cut: cut.clone(),
         };
         let router = routes::router(state, config.cors);
-        let closed = closing.clone().cancelled_owned();
-        let listener = NoDelay(listener);
-        let task = tokio::spawn(async move {
-            axum::serve(listener, router)
-                .with_graceful_shutdown(closed)
-                .await
-        });
+        let task = tokio::spawn(connections::serve(
+            listener,
+            router,
+            config.limits,
+            closing.clone(),
+        ));
         Ok(Self {
             local_addr,
             stopping,
@@ -135,25 +145,5 @@ impl Server {
             self.task.abort();
         }
         finished.is_ok()
-    }
-}
-
-/// Sends small packets at once: every token is one.
-struct NoDelay(TcpListener);
-
-impl axum::serve::Listener for NoDelay {
-    type Io = tokio::net::TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-        (stream, address)
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.0.local_addr()
     }
 }

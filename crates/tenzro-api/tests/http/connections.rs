@@ -140,3 +140,65 @@ async fn pages_of_other_origins_may_call_only_when_that_is_on() {
         assert!(!allowed(&health.expect("an answer")));
     }
 }
+
+async fn connect(setup: &Setup) -> TcpStream {
+    let connection = TcpStream::connect(setup.server.local_addr()).await;
+    connection.expect("connected")
+}
+
+/// All that the server still says before it closes the connection.
+async fn read_to_end(connection: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let read = connection.read_to_end(&mut bytes);
+    let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+    // A close with unread bytes is a reset: what came before it counts.
+    let _ = read.expect("closed in time");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_client_that_never_ends_its_request_is_cut_off() {
+    let mut config = config();
+    config.limits.head_timeout = Duration::from_millis(200);
+    config.limits.body_timeout = Duration::from_millis(200);
+    let setup = Setup::with(config, FakeInference::new(Script::Say(vec!["x"]))).await;
+
+    let mut head = connect(&setup).await;
+    let sent = head.write_all(b"GET /health HTTP/1.1\r\nx-slow: 1");
+    sent.await.expect("written");
+    let answer = read_to_end(&mut head).await;
+    assert!(!answer.contains("200 OK"), "{answer}");
+
+    let mut body = connect(&setup).await;
+    let request = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         content-length: 100\r\n\r\n{{"
+    );
+    let sent = body.write_all(request.as_bytes());
+    sent.await.expect("written");
+    let answer = read_to_end(&mut body).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("did not arrive in time"), "{answer}");
+    assert!(setup.engine.requests().is_empty());
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_wait_for_a_free_place() {
+    let mut config = config();
+    config.limits.connections_max = 2;
+    let setup = Setup::with(config, FakeInference::new(Script::Say(vec!["x"]))).await;
+    let request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut places = [connect(&setup).await, connect(&setup).await];
+    let mut buffer = [0; 1024];
+    for place in &mut places {
+        place.write_all(request).await.expect("written");
+        assert_ne!(place.read(&mut buffer).await.expect("an answer"), 0);
+    }
+    let mut third = connect(&setup).await;
+    third.write_all(request).await.expect("written");
+    let early = tokio::time::timeout(Duration::from_millis(100), third.read(&mut buffer)).await;
+    assert!(early.is_err(), "answered beside two open connections");
+    drop(places);
+    let late = tokio::time::timeout(Duration::from_secs(10), third.read(&mut buffer)).await;
+    assert_ne!(late.expect("in time").expect("an answer"), 0);
+}
