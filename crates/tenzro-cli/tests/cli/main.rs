@@ -3,6 +3,7 @@
 mod chat;
 mod download;
 mod serve;
+mod terminal;
 mod usage;
 
 use std::path::{Path, PathBuf};

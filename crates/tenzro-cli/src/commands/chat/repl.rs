@@ -7,6 +7,7 @@ use rustyline::error::ReadlineError;
 use tenzro_node::ServerRecord;
 use tenzro_node::config::Config;
 use tenzro_node::openai_client::OpenAiClient;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::session::{Session, message};
 use super::choose_server;
@@ -67,6 +68,9 @@ impl<'a> Repl<'a> {
 
     /// Reads and answers until the user leaves.
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
+        // From now on Ctrl-C ends no more than an answer, also between two lines and on terminals
+        // where the editor does not read the key itself.
+        let _interrupts = signal(SignalKind::interrupt())?;
         self.output.note(format!(
             "{} at {} · /help lists the commands",
             self.server.model, self.server.base_url
