@@ -60,6 +60,7 @@ fn crates_depend_on_each_other_in_one_direction() {
         "tenzro-cli > tenzro-protocol",
         "tenzro-engine > tenzro-protocol",
         "tenzro-hub > tenzro-protocol",
+        "tenzro-ledger > tenzro-protocol",
         "tenzro-node > tenzro-api",
         "tenzro-node > tenzro-engine",
         "tenzro-node > tenzro-hub",

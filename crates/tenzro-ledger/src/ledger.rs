@@ -1,0 +1,192 @@
+//! The ledger as everything above it sees it: one alloy provider over whichever chain, and the
+//! addresses of the contracts there.
+
+use std::time::Duration;
+
+use alloy::network::Ethereum;
+use alloy::primitives::{Address, U256};
+use alloy::providers::{DynProvider, Provider, ProviderBuilder};
+use alloy::rpc::client::RpcClient;
+use alloy::transports::TransportError;
+use alloy::transports::http::Http;
+use alloy::transports::layers::RetryBackoffLayer;
+use serde::{Deserialize, Serialize};
+
+use crate::contracts::{Faucet, PaymentChannels, ProviderRegistry, TNZO};
+
+/// How long one call to a chain over HTTP may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Calls that a chain refuses with 429 or 5xx are repeated so often.
+const RETRIES: u32 = 6;
+/// First pause between repetitions.
+const RETRY_PAUSE_MS: u64 = 300;
+/// Compute units per second of hosted nodes' plans; paces repetitions only.
+const COMPUTE_UNITS_PER_SECOND: u64 = 300;
+
+/// Where the contracts are on a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The token.
+    pub tnzo: Address,
+    /// Gives tokens away on development ledgers.
+    pub faucet: Option<Address>,
+    /// Providers, endpoints, stake and prices.
+    pub provider_registry: Address,
+    /// Escrow of payment channels.
+    pub payment_channels: Address,
+    /// First block that can hold an event of theirs.
+    #[serde(default)]
+    pub first_block: u64,
+}
+
+/// Reads a ledger; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    provider: DynProvider,
+    addresses: Addresses,
+    chain_id: u64,
+}
+
+/// Why a ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The address of the chain is none.
+    #[error("'{0}' is no http or https address")]
+    Url(String),
+    /// The chain does not answer, or not what was asked.
+    #[error("the chain cannot be used: {}", short(.0))]
+    Transport(#[from] TransportError),
+    /// A contract's answer cannot be read.
+    #[error("the contract's answer cannot be read: {0}")]
+    Contract(#[from] alloy::contract::Error),
+    /// Nothing is deployed there.
+    #[error("there is no {name} contract at {address} on chain {chain_id}")]
+    NoContract {
+        /// Which one.
+        name: &'static str,
+        /// Where it should be.
+        address: Address,
+        /// On which chain.
+        chain_id: u64,
+    },
+    /// The chain is another one than before.
+    #[error("the chain has id {actual}, but the settings are for {expected}")]
+    OtherChain {
+        /// What it says.
+        actual: u64,
+        /// What it should be.
+        expected: u64,
+    },
+}
+
+impl LedgerError {
+    /// Whether waiting may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Transport(_))
+    }
+}
+
+/// An error without the bodies of requests and answers.
+pub(crate) fn short(error: &TransportError) -> String {
+    match error {
+        TransportError::ErrorResp(payload) => payload.message.to_string(),
+        other => {
+            let text = other.to_string();
+            text.chars().take(300).collect()
+        }
+    }
+}
+
+/// A provider that repeats what a busy chain refuses.
+pub fn connect(url: &str) -> Result<DynProvider, LedgerError> {
+    let invalid = || LedgerError::Url(url.to_owned());
+    let parsed: alloy::transports::http::reqwest::Url = url.parse().map_err(|_| invalid())?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(invalid());
+    }
+    let client = alloy::transports::http::reqwest::Client::builder()
+        .timeout(CALL_TIMEOUT)
+        .build()
+        .map_err(|_| invalid())?;
+    let transport = Http::with_client(client, parsed);
+    let retry = RetryBackoffLayer::new(RETRIES, RETRY_PAUSE_MS, COMPUTE_UNITS_PER_SECOND);
+    let client = RpcClient::builder()
+        .layer(retry)
+        .transport(transport, false);
+    Ok(provider_of(client))
+}
+
+/// A provider that fills nothing in by itself: transactions are made in one place, `transaction.rs`.
+pub(crate) fn provider_of(client: RpcClient) -> DynProvider {
+    ProviderBuilder::<_, _, Ethereum>::default()
+        .connect_client(client)
+        .erased()
+}
+
+impl Ledger {
+    /// Checks that the contracts are there.
+    pub async fn open(provider: DynProvider, addresses: Addresses) -> Result<Self, LedgerError> {
+        let chain_id = provider.get_chain_id().await?;
+        let faucet = addresses.faucet.map(|address| ("Faucet", address));
+        let others = [
+            ("TNZO", addresses.tnzo),
+            ("ProviderRegistry", addresses.provider_registry),
+            ("PaymentChannels", addresses.payment_channels),
+        ];
+        for (name, address) in others.into_iter().chain(faucet) {
+            if provider.get_code_at(address).await?.is_empty() {
+                return Err(LedgerError::NoContract {
+                    name,
+                    address,
+                    chain_id,
+                });
+            }
+        }
+        Ok(Self {
+            provider,
+            addresses,
+            chain_id,
+        })
+    }
+
+    /// The chain itself.
+    pub fn provider(&self) -> &DynProvider {
+        &self.provider
+    }
+
+    /// Where the contracts are.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// EIP-155 id of the chain.
+    pub fn chain_id(&self) -> u64 {
+        self.chain_id
+    }
+
+    /// Wei of TNZO that the account has.
+    pub async fn balance(&self, account: Address) -> Result<U256, LedgerError> {
+        Ok(self.tnzo().balanceOf(account).call().await?)
+    }
+
+    /// The token.
+    pub fn tnzo(&self) -> TNZO::TNZOInstance<DynProvider> {
+        TNZO::new(self.addresses.tnzo, self.provider.clone())
+    }
+
+    /// The faucet, on development ledgers.
+    pub fn faucet(&self) -> Option<Faucet::FaucetInstance<DynProvider>> {
+        let address = self.addresses.faucet?;
+        Some(Faucet::new(address, self.provider.clone()))
+    }
+
+    /// The registry of providers.
+    pub fn registry(&self) -> ProviderRegistry::ProviderRegistryInstance<DynProvider> {
+        ProviderRegistry::new(self.addresses.provider_registry, self.provider.clone())
+    }
+
+    /// The escrow.
+    pub fn channels(&self) -> PaymentChannels::PaymentChannelsInstance<DynProvider> {
+        PaymentChannels::new(self.addresses.payment_channels, self.provider.clone())
+    }
+}

@@ -1,0 +1,13 @@
+//! Money and registration: the contracts, transactions to them, the chain they run on, wallets, and
+//! a view of the provider registry.
+
+pub mod contracts;
+mod ledger;
+pub mod registry;
+mod revert;
+mod transaction;
+mod wallet;
+
+pub use ledger::{Addresses, Ledger, LedgerError, connect};
+pub use transaction::{Account, SendError, Signed, submit};
+pub use wallet::{Keystore, Wallet, WalletError};
