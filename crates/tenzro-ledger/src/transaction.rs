@@ -20,7 +20,7 @@ use alloy::transports::{RpcError, TransportError};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::ledger::short;
+use crate::ledger::{LedgerError, short};
 use crate::revert;
 
 /// How long a transaction may wait to be mined.
@@ -55,6 +55,9 @@ pub enum SendError {
     /// The chain does not answer, or refuses.
     #[error("the chain refuses the transaction: {}", short(.0))]
     Transport(#[from] TransportError),
+    /// What has to be known first cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// Sent, but not mined in time: it may still be.
     #[error("transaction {0} was sent, but not mined within 3 minutes; it may still be")]
     NotMined(B256),
