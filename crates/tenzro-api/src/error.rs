@@ -171,6 +171,16 @@ impl ApiError {
         }
     }
 
+    /// The status of the answer.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The client's text.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The JSON body, also sent inside a stream that has begun.
     pub(crate) fn body(&self) -> ErrorBody {
         ErrorBody {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tenzro_protocol::openai::Parameters;
 
 use crate::error::ApiError;
+use crate::server::Limits;
 use crate::state::AppState;
 
 /// How much of a body that is too large is still read: a client that is cut off while it sends may
@@ -23,17 +24,26 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        if !is_json(&parts.headers) {
-            return Err(ApiError::not_json_type());
-        }
-        if is_encoded(&parts.headers) {
-            return Err(ApiError::encoded());
-        }
-        let bytes = read(body, state.limits.body_bytes_max);
-        let bytes = tokio::time::timeout(state.limits.body_timeout, bytes).await;
-        let bytes = bytes.unwrap_or_else(|_| Err(ApiError::too_slow()))?;
+        let bytes = json_bytes(&parts.headers, body, &state.limits).await?;
         parse(&bytes).map(Self)
     }
+}
+
+/// The bytes of a body that says it is JSON.
+pub(crate) async fn json_bytes(
+    headers: &HeaderMap,
+    body: Body,
+    limits: &Limits,
+) -> Result<Vec<u8>, ApiError> {
+    if !is_json(headers) {
+        return Err(ApiError::not_json_type());
+    }
+    if is_encoded(headers) {
+        return Err(ApiError::encoded());
+    }
+    let bytes = read(body, limits.body_bytes_max);
+    let bytes = tokio::time::timeout(limits.body_timeout, bytes).await;
+    bytes.unwrap_or_else(|_| Err(ApiError::too_slow()))
 }
 
 /// A missing content type is taken for JSON, since nothing else is spoken here.

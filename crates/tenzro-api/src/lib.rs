@@ -1,4 +1,5 @@
-//! Everything spoken over HTTP: the OpenAI API, health and metrics.
+//! Everything spoken over HTTP: the OpenAI API of a model server, the JSON-RPC of a node, health and
+//! metrics.
 //!
 //! ```text
 //! socket -> routes -> request id -> extract (size, JSON) -> openai/* (validate) -> Inference
@@ -15,12 +16,15 @@ mod extract;
 mod health;
 mod inference;
 mod metrics;
+mod node;
 mod openai;
 mod request_id;
 mod routes;
+mod rpc;
 mod server;
 mod sse;
 mod state;
 
 pub use inference::{GenerateStream, Inference};
-pub use server::{Limits, Server, ServerConfig};
+pub use rpc::{Caller, JsonRpc, LedgerView};
+pub use server::{Limits, NodeServerConfig, Server, ServerConfig};

@@ -45,11 +45,32 @@ struct Labels {
     status: u16,
 }
 
-/// Counters and histograms of one server.
+/// Answered requests by path and status.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestCounter(Family<Labels, Counter>);
+
+impl RequestCounter {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let requests = Family::default();
+        registry.register("requests", "Answered requests", requests.clone());
+        Self(requests)
+    }
+
+    /// A request was answered.
+    pub(crate) fn count(&self, endpoint: &str, status: StatusCode) {
+        let labels = Labels {
+            endpoint: endpoint.to_owned(),
+            status: status.as_u16(),
+        };
+        self.0.get_or_create(&labels).inc();
+    }
+}
+
+/// Counters and histograms of one model server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    requests: Family<Labels, Counter>,
+    pub(crate) requests: RequestCounter,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     completion_tokens: Counter,
@@ -62,14 +83,13 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new(inference: Arc<dyn Inference>) -> Self {
         let mut registry = Registry::with_prefix("tenzro");
-        let requests = Family::default();
+        let requests = RequestCounter::register(&mut registry);
         let [prompt_tokens, cached_tokens, completion_tokens] =
             std::array::from_fn(|_| Counter::default());
         let first_token = Histogram::new(FIRST_TOKEN_S);
         let between_tokens = Histogram::new(BETWEEN_TOKENS_S);
         let queue = Histogram::new(FIRST_TOKEN_S);
         let whole = Histogram::new(REQUEST_S);
-        registry.register("requests", "Answered requests", requests.clone());
         registry.register(
             "prompt_tokens",
             "Prompt tokens of answered generations",
@@ -121,15 +141,6 @@ impl Metrics {
             queue,
             whole,
         }
-    }
-
-    /// A request was answered.
-    pub(crate) fn count(&self, endpoint: &str, status: StatusCode) {
-        let labels = Labels {
-            endpoint: endpoint.to_owned(),
-            status: status.as_u16(),
-        };
-        self.requests.get_or_create(&labels).inc();
     }
 }
 
@@ -257,8 +268,12 @@ impl Collector for EngineCollector {
 
 /// The page that Prometheus scrapes.
 pub(crate) async fn show(State(state): State<AppState>) -> Response {
+    page(&state.metrics.registry)
+}
+
+pub(crate) fn page(registry: &Registry) -> Response {
     let mut text = String::new();
-    if encode(&mut text, &state.metrics.registry).is_err() {
+    if encode(&mut text, registry).is_err() {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
 
-use crate::state::AppState;
+use crate::metrics::RequestCounter;
 
 const HEADER: &str = "x-request-id";
 
@@ -29,7 +29,7 @@ pub(crate) fn unique(prefix: &str) -> String {
 
 /// Middleware around every route.
 pub(crate) async fn layer(
-    State(state): State<AppState>,
+    State(counter): State<RequestCounter>,
     endpoint: Option<MatchedPath>,
     request: Request,
     next: Next,
@@ -48,7 +48,7 @@ pub(crate) async fn layer(
     let mut response = next.run(request).instrument(span).await;
     // Paths that clients make up must not become labels.
     let endpoint = endpoint.as_ref().map_or("other", MatchedPath::as_str);
-    state.metrics.count(endpoint, response.status());
+    counter.count(endpoint, response.status());
     let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(
         id = id.to_str().unwrap_or(""),

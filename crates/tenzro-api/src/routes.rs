@@ -1,4 +1,4 @@
-//! Which path leads to which handler, and the layers around them.
+//! Which path of a model server leads to which handler, and the layers around them.
 
 use axum::Router;
 use axum::extract::Request;
@@ -30,16 +30,16 @@ pub(crate) fn router(state: AppState, cors: bool) -> Router {
         .method_not_allowed_fallback(wrong_method)
         // Outermost: errors of everything inside carry the request id too.
         .layer(middleware::from_fn_with_state(
-            state.clone(),
+            state.metrics.requests.clone(),
             request_id::layer,
         ))
         .with_state(state)
 }
 
-async fn wrong_method() -> ApiError {
+pub(crate) async fn wrong_method() -> ApiError {
     ApiError::wrong_method()
 }
 
-async fn unknown_path(request: Request) -> ApiError {
+pub(crate) async fn unknown_path(request: Request) -> ApiError {
     ApiError::unknown_path(request.uri().path())
 }

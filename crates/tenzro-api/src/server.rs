@@ -1,9 +1,11 @@
 //! Starts and stops the HTTP server.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +14,9 @@ use tokio_util::task::TaskTracker;
 use crate::connections;
 use crate::inference::Inference;
 use crate::metrics::Metrics;
+use crate::node::{self, NodeMetrics, NodeState};
 use crate::routes;
+use crate::rpc::JsonRpc;
 use crate::state::AppState;
 
 /// How long connections may take to close once all answers are over.
@@ -29,6 +33,30 @@ pub struct ServerConfig {
     pub fingerprint: String,
     /// What a request may contain.
     pub limits: Limits,
+}
+
+/// How a node is reached and what it allows.
+#[derive(Clone)]
+pub struct NodeServerConfig {
+    /// Address to listen on; port 0 chooses a free one.
+    pub listen: SocketAddr,
+    /// Allow pages of other origins to call.
+    pub cors: bool,
+    /// Whoever sends it may act with the node's wallet.
+    pub operator_token: String,
+    /// What a request may contain.
+    pub limits: Limits,
+}
+
+/// Without the token.
+impl fmt::Debug for NodeServerConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("NodeServerConfig")
+            .field("listen", &self.listen)
+            .field("cors", &self.cors)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a request may contain. The defaults are OpenAI's limits where it documents one.
@@ -81,44 +109,81 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Server {
     local_addr: SocketAddr,
-    stopping: CancellationToken,
-    answers: TaskTracker,
-    cut: CancellationToken,
+    running: Running,
     closing: CancellationToken,
     task: JoinHandle<()>,
 }
 
+/// What a stop and the handlers share.
+#[derive(Debug, Default)]
+struct Running {
+    /// Cancelled when no more requests are taken.
+    stopping: CancellationToken,
+    /// Holds one token per running answer.
+    answers: TaskTracker,
+    /// Cancelled when running answers have to end.
+    cut: CancellationToken,
+}
+
 impl Server {
-    /// Listens and serves. Fails when the address is taken.
+    /// A model server: listens and serves. Fails when the address is taken.
     pub async fn bind(
         config: ServerConfig,
         inference: Arc<dyn Inference>,
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await?;
+        Self::start(config.listen, config.limits, |server| {
+            let state = AppState {
+                metrics: Arc::new(Metrics::new(Arc::clone(&inference))),
+                inference,
+                limits: config.limits,
+                fingerprint: config.fingerprint.into(),
+                stopping: server.stopping.clone(),
+                answers: server.answers.clone(),
+                cut: server.cut.clone(),
+            };
+            routes::router(state, config.cors)
+        })
+        .await
+    }
+
+    /// A node: listens and serves. Fails when the address is taken.
+    pub async fn bind_node(
+        config: NodeServerConfig,
+        rpc: Arc<dyn JsonRpc>,
+    ) -> std::io::Result<Self> {
+        Self::start(config.listen, config.limits, |server| {
+            node::router(NodeState {
+                metrics: Arc::new(NodeMetrics::new(Arc::clone(&rpc))),
+                rpc,
+                limits: config.limits,
+                cors: config.cors,
+                token_hash: node::hash(&config.operator_token),
+                stopping: server.stopping.clone(),
+                answers: server.answers.clone(),
+            })
+        })
+        .await
+    }
+
+    async fn start(
+        listen: SocketAddr,
+        limits: Limits,
+        router: impl FnOnce(&Running) -> Router,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
         let local_addr = listener.local_addr()?;
-        let [stopping, cut, closing] = std::array::from_fn(|_| CancellationToken::new());
-        let answers = TaskTracker::new();
-        let state = AppState {
-            metrics: Arc::new(Metrics::new(Arc::clone(&inference))),
-            inference,
-            limits: config.limits,
-            fingerprint: config.fingerprint.into(),
-            stopping: stopping.clone(),
-            answers: answers.clone(),
-            cut: cut.clone(),
-        };
-        let router = routes::router(state, config.cors);
+        let running = Running::default();
+        let closing = CancellationToken::new();
+        let router = router(&running);
         let task = tokio::spawn(connections::serve(
             listener,
             router,
-            config.limits,
+            limits,
             closing.clone(),
         ));
         Ok(Self {
             local_addr,
-            stopping,
-            answers,
-            cut,
+            running,
             closing,
             task,
         })
@@ -133,11 +198,16 @@ impl Server {
     /// what is left and closes all connections. Meanwhile `/health` says that the server drains.
     /// True when all answers finished.
     pub async fn shutdown(mut self, grace: Duration) -> bool {
-        self.stopping.cancel();
-        self.answers.close();
-        let finished = tokio::time::timeout(grace, self.answers.wait()).await;
+        let Running {
+            stopping,
+            answers,
+            cut,
+        } = &self.running;
+        stopping.cancel();
+        answers.close();
+        let finished = tokio::time::timeout(grace, answers.wait()).await;
         if finished.is_err() {
-            self.cut.cancel();
+            cut.cancel();
         }
         self.closing.cancel();
         let closed = tokio::time::timeout(CLOSE_GRACE, &mut self.task).await;

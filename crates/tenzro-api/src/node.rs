@@ -1,0 +1,168 @@
+//! The HTTP side of a node: JSON-RPC at `/`, health and metrics.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tenzro_protocol::json_rpc::{RpcError, code};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tower_http::cors::CorsLayer;
+
+use crate::metrics::{RequestCounter, page};
+use crate::rpc::{self, Caller, JsonRpc};
+use crate::server::Limits;
+use crate::{request_id, routes};
+
+/// What every handler of a node can reach; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct NodeState {
+    pub(crate) rpc: Arc<dyn JsonRpc>,
+    pub(crate) metrics: Arc<NodeMetrics>,
+    pub(crate) limits: Limits,
+    pub(crate) cors: bool,
+    /// SHA-256 of the operator token, so that comparing takes the same time for every guess.
+    pub(crate) token_hash: [u8; 32],
+    pub(crate) stopping: CancellationToken,
+    pub(crate) answers: TaskTracker,
+}
+
+impl NodeState {
+    /// `None` when the node stops; a node that stops waits until the token is dropped.
+    pub(crate) fn admit(&self) -> Option<TaskTrackerToken> {
+        let running = self.answers.token();
+        (!self.stopping.is_cancelled()).then_some(running)
+    }
+
+    /// Who sends these headers.
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Caller {
+        let value = headers.get(header::AUTHORIZATION);
+        let token = value.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        match token {
+            Some(token) if hash(token) == self.token_hash => Caller::Operator,
+            _ => Caller::Anyone,
+        }
+    }
+}
+
+pub(crate) fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.trim().as_bytes()).into()
+}
+
+pub(crate) fn router(state: NodeState) -> Router {
+    let mut rpc = Router::new()
+        .route("/", post(rpc::serve))
+        .method_not_allowed_fallback(routes::wrong_method);
+    if state.cors {
+        rpc = rpc.layer(CorsLayer::permissive());
+    }
+    let counter = state.metrics.requests.clone();
+    rpc.route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(routes::unknown_path)
+        .method_not_allowed_fallback(routes::wrong_method)
+        .layer(middleware::from_fn_with_state(counter, request_id::layer))
+        .with_state(state)
+}
+
+/// 200 while calls are answered.
+async fn health(State(state): State<NodeState>) -> Response {
+    let view = state.rpc.ledger_view();
+    let is_draining = state.stopping.is_cancelled();
+    let body = axum::Json(json!({
+        "status": if is_draining { "draining" } else { "ok" },
+        "ledger": {"block": view.block, "lag_seconds": view.lag_seconds},
+    }));
+    if is_draining {
+        return (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+    }
+    body.into_response()
+}
+
+async fn metrics(State(state): State<NodeState>) -> Response {
+    page(&state.metrics.registry)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: String,
+    code: i64,
+}
+
+/// Counters of one node.
+#[derive(Debug)]
+pub(crate) struct NodeMetrics {
+    registry: Registry,
+    requests: RequestCounter,
+    calls: Family<CallLabels, Counter>,
+}
+
+impl NodeMetrics {
+    pub(crate) fn new(rpc: Arc<dyn JsonRpc>) -> Self {
+        let mut registry = Registry::with_prefix("tenzro");
+        let requests = RequestCounter::register(&mut registry);
+        let calls = Family::default();
+        registry.register(
+            "rpc_calls",
+            "JSON-RPC calls by method and code of their error, 0 for none",
+            calls.clone(),
+        );
+        registry.register_collector(Box::new(LedgerCollector(rpc)));
+        Self {
+            registry,
+            requests,
+            calls,
+        }
+    }
+
+    /// A call was carried out. Methods that clients make up must not become labels.
+    pub(crate) fn count_call(&self, method: &str, error: Option<&RpcError>) {
+        let code = error.map_or(0, |error| error.code);
+        let method = match code {
+            code::METHOD_NOT_FOUND => "other",
+            _ => method,
+        };
+        let labels = CallLabels {
+            method: method.to_owned(),
+            code,
+        };
+        self.calls.get_or_create(&labels).inc();
+    }
+}
+
+/// Reads the view of the ledger when it is asked for.
+struct LedgerCollector(Arc<dyn JsonRpc>);
+
+impl fmt::Debug for LedgerCollector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("LedgerCollector")
+    }
+}
+
+impl Collector for LedgerCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let view = self.0.ledger_view();
+        let lag = ConstGauge::new(view.lag_seconds);
+        let help = "Age of the node's view of the ledger";
+        let name = "ledger_lag_seconds";
+        lag.encode(encoder.encode_descriptor(name, help, None, lag.metric_type())?)?;
+        let block = i64::try_from(view.block.unwrap_or_default()).unwrap_or(i64::MAX);
+        let block = ConstGauge::new(block);
+        let help = "Last block of the node's view of the ledger";
+        block.encode(encoder.encode_descriptor("ledger_block", help, None, block.metric_type())?)
+    }
+}
