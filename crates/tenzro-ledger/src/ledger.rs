@@ -11,6 +11,7 @@ use alloy::transports::TransportError;
 use alloy::transports::http::Http;
 use alloy::transports::layers::RetryBackoffLayer;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::contracts::{Faucet, PaymentChannels, ProviderRegistry, TNZO};
 
@@ -56,6 +57,9 @@ pub enum LedgerError {
     /// The chain does not answer, or not what was asked.
     #[error("the chain cannot be used: {}", short(.0))]
     Transport(#[from] TransportError),
+    /// Nothing answers there.
+    #[error("the chain cannot be reached: {0}")]
+    Unreachable(String),
     /// A contract's answer cannot be read.
     #[error("the contract's answer cannot be read: {0}")]
     Contract(#[from] alloy::contract::Error),
@@ -82,7 +86,7 @@ pub enum LedgerError {
 impl LedgerError {
     /// Whether waiting may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Transport(_))
+        matches!(self, Self::Transport(_) | Self::Unreachable(_))
     }
 }
 
@@ -114,6 +118,16 @@ pub fn connect(url: &str) -> Result<DynProvider, LedgerError> {
         .layer(retry)
         .transport(transport, false);
     Ok(provider_of(client))
+}
+
+/// Passes a call on to the chain as it is.
+pub async fn forward(
+    ledger: &Ledger,
+    method: String,
+    params: &RawValue,
+) -> Result<Box<RawValue>, TransportError> {
+    let provider = ledger.provider();
+    provider.raw_request_dyn(method.into(), params).await
 }
 
 /// A provider that fills nothing in by itself: transactions are made in one place, `transaction.rs`.

@@ -3,15 +3,23 @@
 
 pub mod contracts;
 mod deploy;
+mod embedded;
 mod ledger;
 mod operations;
 pub mod registry;
 mod revert;
 mod transaction;
+mod views;
 mod wallet;
 
+pub use alloy::primitives::{Address, B256, Bytes};
+pub use alloy::rpc::types::TransactionReceipt;
+pub use alloy::signers::local::PrivateKeySigner;
+pub use alloy::transports::TransportError;
 pub use deploy::{FaucetRules, Rules, deploy};
-pub use ledger::{Addresses, Ledger, LedgerError, connect};
+pub use embedded::{EmbeddedChain, EmbeddedError};
+pub use ledger::{Addresses, Ledger, LedgerError, connect, forward};
 pub use operations::{MODEL_PROVIDER, Offer, Operations};
-pub use transaction::{Account, SendError, Signed, submit};
+pub use transaction::{Account, SendError, Signed, recipient, submit};
+pub use views::{RegistryRules, wei};
 pub use wallet::{Keystore, Wallet, WalletError};

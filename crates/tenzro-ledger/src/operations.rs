@@ -13,6 +13,7 @@ use crate::contracts::{Faucet, ProviderRegistry as Registry, TNZO};
 use crate::ledger::{Ledger, LedgerError};
 use crate::registry::Price;
 use crate::transaction::{Account, SendError, Signed};
+use crate::views::wei;
 
 /// The contract's number for a model provider.
 pub const MODEL_PROVIDER: u8 = 1;
@@ -110,6 +111,20 @@ impl Operations<'_> {
         let amount = U256::from(amount.0);
         self.on_registry(Registry::requestUnstakeCall { amount })
             .await
+    }
+
+    /// Pays out what has finished unbonding; where nothing has, asks for `amount` back, or for all of
+    /// the stake.
+    pub async fn unstake(self, amount: Option<Wei>) -> Result<TransactionReceipt, SendError> {
+        let provider = self.ledger.provider_now(self.account.address()).await?;
+        let bonded = wei(provider.staked.saturating_sub(provider.unbonding));
+        let is_leaving = !provider.unbonding.is_zero();
+        let is_due = is_leaving && provider.unbonding_until <= self.time().await?;
+        let asks_for_nothing = amount.is_none() && bonded == Wei::ZERO;
+        if is_due || (is_leaving && asks_for_nothing) {
+            return self.withdraw_stake().await;
+        }
+        self.request_unstake(amount.unwrap_or(bonded)).await
     }
 
     /// Pays out what has finished unbonding.

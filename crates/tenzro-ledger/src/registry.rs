@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::sol_types::SolValue;
 use serde::{Deserialize, Serialize};
+use tenzro_protocol::schedule::Schedule;
 
-use crate::contracts::ProviderRegistry::ProviderRegistryEvents as Event;
+use crate::contracts::ProviderRegistry::{self, ProviderRegistryEvents as Event};
 
 pub use follow::{FollowConfig, Registry};
 
@@ -29,21 +30,8 @@ pub struct Provider {
     pub unbonding: U256,
     /// Unix seconds from when the unbonding part can be withdrawn.
     pub unbonding_until: u64,
-    /// When it serves; always, where none is set.
-    pub schedule: Option<Hours>,
-}
-
-/// When a provider serves, as in the contract.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hours {
-    /// IANA name, as somebody wrote it.
-    pub timezone: String,
-    /// Minutes after midnight, 0–1439.
-    pub start_minute: u16,
-    /// Minutes after midnight, 1–1440; before the start means on the next day.
-    pub end_minute: u16,
-    /// Bit 0 is Monday.
-    pub days_mask: u8,
+    /// When it serves, unchecked; always, where none is set.
+    pub schedule: Option<Schedule>,
 }
 
 /// Wei per token.
@@ -67,6 +55,17 @@ pub struct Pricing {
 }
 
 impl Pricing {
+    /// As the contract tells it.
+    pub(crate) fn from_contract(found: &ProviderRegistry::Pricing) -> Self {
+        let price = |input, output| Price { input, output };
+        let pending = price(found.pendingInputPrice, found.pendingOutputPrice);
+        Self {
+            version: found.version,
+            current: price(found.inputPrice, found.outputPrice),
+            pending: (found.pendingAt != 0).then_some((found.pendingAt, pending)),
+        }
+    }
+
     /// The price at that time.
     pub fn at(&self, unix_seconds: u64) -> Price {
         match self.pending {
@@ -187,7 +186,7 @@ impl Snapshot {
                 }
             }
             Event::ScheduleSet(event) => {
-                self.provider_mut(event.provider).schedule = Some(Hours {
+                self.provider_mut(event.provider).schedule = Some(Schedule {
                     timezone: event.timezone,
                     start_minute: event.startMinute,
                     end_minute: event.endMinute,

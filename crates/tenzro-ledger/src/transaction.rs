@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
-use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
-use alloy::eips::Encodable2718;
+use alloy::consensus::{SignableTransaction, Transaction, TxEip1559, TxEnvelope};
+use alloy::eips::{Decodable2718, Encodable2718};
 use alloy::network::TxSignerSync;
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy::providers::{DynProvider, Provider};
@@ -237,6 +237,16 @@ pub async fn submit(provider: &DynProvider, raw: &[u8]) -> Result<TransactionRec
         Err(error) => return Err(error.into()),
     }
     wait(provider, hash).await
+}
+
+/// Whom a signed transaction is for; `None` where it creates a contract. The error says what is wrong.
+pub fn recipient(raw: &[u8]) -> Result<Option<Address>, &'static str> {
+    let mut bytes = raw;
+    let envelope = TxEnvelope::decode_2718(&mut bytes).map_err(|_| "that is no transaction")?;
+    if !bytes.is_empty() {
+        return Err("there are bytes after the transaction");
+    }
+    Ok(envelope.to())
 }
 
 /// Waits for the receipt; a chain that does not answer meanwhile is asked again.

@@ -13,7 +13,7 @@ use crate::home::Home;
 /// One setting that a file or a variable may give.
 #[derive(Debug, Clone, Copy)]
 struct Known {
-    /// `section.name` in the file; the variable is `TENZRO_SECTION_NAME`.
+    /// `section.name` or `name` in the file; the variable is `TENZRO_SECTION_NAME`.
     key: &'static str,
     kind: Kind,
     default: Option<&'static str>,
@@ -26,7 +26,20 @@ enum Kind {
     Text,
 }
 
-const KNOWN: [Known; 11] = [
+const KNOWN: [Known; 24] = [
+    known("rpc", Kind::Text, Some("http://127.0.0.1:8545")),
+    known("node.host", Kind::Text, Some("127.0.0.1")),
+    known("node.port", Kind::Number, Some("8545")),
+    known("node.cors", Kind::Flag, Some("false")),
+    known("node.allow_private_endpoints", Kind::Flag, None),
+    known("chain.url", Kind::Text, Some("embedded")),
+    known("chain.id", Kind::Number, None),
+    known("chain.tnzo", Kind::Text, None),
+    known("chain.faucet", Kind::Text, None),
+    known("chain.provider_registry", Kind::Text, None),
+    known("chain.payment_channels", Kind::Text, None),
+    known("chain.first_block", Kind::Number, None),
+    known("chain.confirmations", Kind::Number, None),
     known("serve.host", Kind::Text, Some("127.0.0.1")),
     known("serve.port", Kind::Number, Some("8080")),
     known("serve.ctx_size", Kind::Number, None),
@@ -120,6 +133,24 @@ pub struct Config {
     /// How to reach the hub.
     pub hub: HubConfig,
     values: BTreeMap<&'static str, (String, Origin)>,
+    wallet_password: Option<Secret>,
+}
+
+/// A text that is never shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret")
+    }
 }
 
 impl Config {
@@ -168,6 +199,7 @@ impl Config {
         Ok(Self {
             home,
             home_origin,
+            wallet_password: set("TENZRO_WALLET_PASSWORD").map(Secret),
             hub: HubConfig::from_variables(set),
             values,
         })
@@ -179,6 +211,17 @@ impl Config {
         self.values
             .get(key)
             .and_then(|(value, _)| value.parse().ok())
+    }
+
+    /// `TENZRO_WALLET_PASSWORD`: only from the environment, so that it lies in no file.
+    pub fn wallet_password(&self) -> Option<&Secret> {
+        self.wallet_password.as_ref()
+    }
+
+    /// A flag of the command line, which comes before everything else.
+    pub fn set(&mut self, key: &'static str, value: impl Into<String>) {
+        debug_assert!(KNOWN.iter().any(|known| known.key == key), "{key}");
+        self.values.insert(key, (value.into(), Origin::Flag));
     }
 
     /// Every setting with its value and where it came from.
@@ -210,7 +253,7 @@ impl Config {
 
 fn check(known: &Known, value: &str, origin: &Origin) -> Result<(), ConfigError> {
     let (is_valid, expected) = match known.kind {
-        Kind::Number => (value.parse::<u32>().is_ok(), "a whole number"),
+        Kind::Number => (value.parse::<u64>().is_ok(), "a whole number"),
         Kind::Flag => (value.parse::<bool>().is_ok(), "true or false"),
         Kind::Text => (true, "text"),
     };

@@ -1,4 +1,5 @@
-//! Where this user's files are: `config.toml`, `library/`, `models/`, `servers/<port>/`, `chats/`.
+//! Where this user's files are: `config.toml`, `keystore/`, `rpc.token`, `node/`, `library/`, `models/`,
+//! `servers/<port>/`, `chats/`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -24,6 +25,21 @@ impl Home {
     /// Settings.
     pub fn config_file(&self) -> PathBuf {
         self.root.join("config.toml")
+    }
+
+    /// Wallets.
+    pub fn keystore(&self) -> PathBuf {
+        self.root.join("keystore")
+    }
+
+    /// Whoever can read it may act with the node's wallet.
+    pub fn operator_token_file(&self) -> PathBuf {
+        self.root.join("rpc.token")
+    }
+
+    /// The node's state, log and ledger.
+    pub fn node(&self) -> PathBuf {
+        self.root.join("node")
     }
 
     /// One directory for each running model server.

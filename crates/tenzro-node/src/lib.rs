@@ -1,21 +1,41 @@
-//! Composition: configuration becomes a running model server. The only crate that knows the others.
+//! Composition: configuration becomes a running model server or node. The only crate that knows the
+//! others.
 //!
 //! ```text
-//! config + home -> ModelServer ─┬─ tenzro_api::Server   (HTTP)
-//!                               └─ LocalInference | Upstream   (tenzro_api::Inference)
+//! config + home ─┬▶ ModelServer ─┬─ tenzro_api::Server   (HTTP)
+//!                │               └─ LocalInference | Upstream   (tenzro_api::Inference)
+//!                └▶ Node ─┬─ tenzro_api::Server   (HTTP)
+//!                         └─ NodeRpc   (tenzro_api::JsonRpc) ─▶ ledger, registry view, probes
 //! ```
 
 pub mod config;
+mod directory;
+mod health;
 mod home;
+mod ledger_source;
+mod local_endpoints;
 mod local_inference;
 mod model_server;
+mod network;
+mod node;
+mod node_client;
+mod node_rpc;
 pub mod openai_client;
+mod operator_token;
+mod probe;
+mod registration;
 mod servers;
 mod upstream;
 
+pub use directory::{pricing_info, provider_info};
 pub use home::{Home, replace_file};
+pub use ledger_source::{EMBEDDED, LedgerSourceError};
 pub use model_server::{ModelServer, ServeOptions, Source, StartError};
-pub use servers::{ServerRecord, Servers, Slot};
+pub use network::{Network, NetworkError};
+pub use node::{Node, NodeStartError};
+pub use node_client::{NodeClient, NodeError};
+pub use registration::{Registration, RegistrationError};
+pub use servers::{NodeRecord, ServerRecord, Servers, Slot, is_node_running, running_node};
 
 pub use tenzro_engine::{EngineConfig, LoadError, ModelInfo};
 

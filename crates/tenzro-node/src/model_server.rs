@@ -48,6 +48,8 @@ pub struct ServeOptions {
     pub source: Source,
     /// Allow pages of other origins.
     pub cors: bool,
+    /// Registered on the ledger, not with the local node only.
+    pub is_remote: bool,
 }
 
 /// Why a model server did not start.
@@ -99,6 +101,7 @@ pub enum StartError {
 pub struct ModelServer {
     server: Server,
     local: Option<Arc<LocalInference>>,
+    card: Option<ModelCard>,
     record: ServerRecord,
     slot: Slot,
 }
@@ -124,6 +127,11 @@ impl ModelServer {
     /// Where its API is; ends in `/v1`.
     pub fn base_url(&self) -> &str {
         &self.record.base_url
+    }
+
+    /// The model as `/v1/models` tells it; `None` while it loads.
+    pub fn card(&self) -> Option<&ModelCard> {
+        self.card.as_ref()
     }
 
     /// What it says about itself in the registry.
@@ -190,6 +198,7 @@ impl ModelServer {
             sha256: Some(entry.sha256().to_owned()),
             size_bytes: Some(entry.size()),
         };
+        started.card = Some(card.clone());
         local.set_loaded(engine, card);
         started.local = Some(local);
         started.publish(home)?;
@@ -238,9 +247,10 @@ impl ModelServer {
             ..found.card.clone()
         };
         let aliases = card.aliases.clone();
-        let inference = Arc::new(Upstream::new(client, name, card));
-        let started =
+        let inference = Arc::new(Upstream::new(client, name, card.clone()));
+        let mut started =
             Self::listen(home, &options, inference, aliases, Some(url.clone()), None).await?;
+        started.card = Some(card);
         started.publish(home)?;
         Ok(started)
     }
@@ -296,9 +306,11 @@ impl ModelServer {
                 aliases,
                 started: unix_seconds(),
                 upstream,
+                is_remote: options.is_remote,
             },
             server,
             local,
+            card: None,
             slot,
         })
     }
@@ -314,7 +326,7 @@ impl ModelServer {
 }
 
 /// An address that a client on this machine can connect to.
-fn reachable(address: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
@@ -329,7 +341,7 @@ fn owner_of(repo: Option<&str>) -> String {
         .to_owned()
 }
 
-fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

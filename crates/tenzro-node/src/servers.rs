@@ -1,10 +1,12 @@
-//! The model servers of this home: `servers/<port>/` with a state file, a log and a lock that is held
-//! as long as the server lives, so that a reused process id can never be taken for a server.
+//! What runs in this home: `servers/<port>/` for each model server and `node/` for the node, with a
+//! state file, a log and a lock that is held as long as the process lives, so that a reused process id
+//! can never be taken for a server.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Home, replace_file};
@@ -26,6 +28,26 @@ pub struct ServerRecord {
     pub started: u64,
     /// Address of the upstream engine, when there is one.
     pub upstream: Option<String>,
+    /// Whether it is registered on the ledger.
+    #[serde(default)]
+    pub is_remote: bool,
+}
+
+/// What a running node says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Process id.
+    pub pid: u32,
+    /// Port it listens on.
+    pub port: u16,
+    /// Address of its JSON-RPC, for clients on this machine.
+    pub rpc_url: String,
+    /// `embedded` or the address of the chain.
+    pub chain: String,
+    /// EIP-155 id of the chain.
+    pub chain_id: u64,
+    /// Unix seconds.
+    pub started: u64,
 }
 
 /// The registry below one home.
@@ -34,7 +56,7 @@ pub struct Servers {
     root: PathBuf,
 }
 
-/// A claimed port; the claim ends when it is dropped or the process dies.
+/// A claimed port, or the node's place; the claim ends when it is dropped or the process dies.
 #[derive(Debug)]
 pub struct Slot {
     directory: PathBuf,
@@ -56,17 +78,7 @@ impl Servers {
 
     /// Claims a port for this process; `None` when a server of this home has it.
     pub fn claim(&self, port: u16) -> io::Result<Option<Slot>> {
-        let directory = self.root.join(port.to_string());
-        fs::create_dir_all(&directory)?;
-        let lock = open_lock(&directory)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(Slot {
-                directory,
-                _lock: lock,
-            })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        Slot::claim(self.root.join(port.to_string()))
     }
 
     /// Servers that live, by port.
@@ -78,9 +90,7 @@ impl Servers {
         };
         let mut records: Vec<ServerRecord> = directory
             .flatten()
-            .filter(|entry| is_held(&entry.path()))
-            .filter_map(|entry| fs::read(entry.path().join("state.json")).ok())
-            .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
+            .filter_map(|entry| living(&entry.path()))
             .collect();
         records.sort_by_key(|record: &ServerRecord| record.port);
         Ok(records)
@@ -92,9 +102,42 @@ impl Servers {
     }
 }
 
+/// The node of this home, when it runs.
+pub fn running_node(home: &Home) -> Option<NodeRecord> {
+    living(&home.node())
+}
+
+/// Whether a node of this home still lives.
+pub fn is_node_running(home: &Home) -> bool {
+    is_held(&home.node())
+}
+
+/// What the process that holds a directory says about itself.
+fn living<T: DeserializeOwned>(directory: &Path) -> Option<T> {
+    if !is_held(directory) {
+        return None;
+    }
+    let bytes = fs::read(directory.join("state.json")).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
 impl Slot {
-    /// Makes the server visible to other commands.
-    pub fn publish(&self, record: &ServerRecord) -> io::Result<()> {
+    /// Claims a directory for this process; `None` when another process has it.
+    pub fn claim(directory: PathBuf) -> io::Result<Option<Self>> {
+        fs::create_dir_all(&directory)?;
+        let lock = open_lock(&directory)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Self {
+                directory,
+                _lock: lock,
+            })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Makes the process visible to other commands.
+    pub fn publish(&self, record: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(record).expect("records are plain data");
         replace_file(&self.directory.join("state.json"), &text)
     }
@@ -141,6 +184,7 @@ mod tests {
             aliases: Vec::new(),
             started: 0,
             upstream: None,
+            is_remote: false,
         };
         slot.publish(&record).expect("written");
         assert_eq!(servers.running().expect("readable"), [record]);

@@ -2,6 +2,8 @@
 //!
 //! Figures that nobody has measured yet are `null`; nothing here is estimated.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Wei;
@@ -23,6 +25,40 @@ pub enum EndpointStatus {
     ScheduledOff,
     /// Not registered, not staked, not priced, or stopped.
     Inactive,
+}
+
+/// What keeps an endpoint from being used, or a provider from being eligible.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Missing {
+    /// The provider is not registered.
+    Registration,
+    /// Too little is staked and not unbonding.
+    Stake {
+        /// Wei that are missing.
+        amount: Wei,
+    },
+    /// The model has no price.
+    Price {
+        /// Model id.
+        model_id: String,
+    },
+    /// The provider took the endpoint off.
+    Serving,
+}
+
+/// For people.
+impl fmt::Display for Missing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registration => formatter.write_str("the provider is not registered"),
+            Self::Stake { amount } => {
+                write!(formatter, "{} TNZO of stake are missing", amount.tnzo())
+            }
+            Self::Price { model_id } => write!(formatter, "{model_id} has no price"),
+            Self::Serving => formatter.write_str("its provider stopped it"),
+        }
+    }
 }
 
 /// One model served by one provider at one address.
@@ -57,7 +93,7 @@ pub struct EndpointInfo {
     /// Whether it can be used now.
     pub status: EndpointStatus,
     /// What is missing when it is inactive.
-    pub missing: Vec<String>,
+    pub missing: Vec<Missing>,
     /// The last probe's response time.
     pub latency_ms: Option<f64>,
     /// Share of failed probes since the node started, 0–1.
@@ -124,7 +160,7 @@ pub struct ProviderInfo {
     /// Registered and staked.
     pub is_eligible: bool,
     /// What is missing.
-    pub missing: Vec<String>,
+    pub missing: Vec<Missing>,
     /// When it serves; always, where there is none.
     pub schedule: Option<Schedule>,
     /// Whether it serves now by its schedule.
