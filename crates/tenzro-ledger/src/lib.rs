@@ -3,7 +3,7 @@
 
 pub mod contracts;
 mod deploy;
-mod embedded;
+pub mod embedded;
 mod ledger;
 mod operations;
 pub mod registry;
