@@ -1,11 +1,18 @@
 //! Which command runs what.
 
+mod chain;
 mod chat;
 mod config;
+mod detach;
+mod endpoints;
 mod model;
+mod network;
+mod node;
+mod provider;
 mod serve;
 mod session;
 mod stop;
+mod wallet;
 
 use std::process::ExitCode;
 
@@ -25,9 +32,13 @@ pub(crate) async fn run(arguments: Arguments, output: &Output) -> anyhow::Result
         output.print(&String::from_utf8_lossy(&script));
         return Ok(ExitCode::SUCCESS);
     }
-    let config = Config::load(arguments.global.home.clone()).map_err(|error| {
+    let mut config = Config::load(arguments.global.home.clone()).map_err(|error| {
         Failure::new(error.to_string()).hint("tenzro-cli config show lists them")
     })?;
+    let rpc = arguments.global.rpc;
+    if let Some(rpc) = &rpc {
+        config.set("rpc", rpc.clone());
+    }
     match arguments.command {
         Command::Model(Model::Download(download)) => {
             model::download(&config, download, output).await?;
@@ -35,7 +46,14 @@ pub(crate) async fn run(arguments: Arguments, output: &Output) -> anyhow::Result
         Command::Model(Model::Import { file, name }) => {
             model::import(&config, &file, name.as_deref(), output)?;
         }
-        Command::Model(Model::List { local }) => model::list(&config, local, output)?,
+        Command::Model(Model::List { local: true }) => model::list(&config, output)?,
+        Command::Model(Model::List { local: false }) => endpoints::models(&config, output).await?,
+        Command::Model(Model::Endpoints { model }) => {
+            endpoints::list(&config, model.as_deref(), output).await?;
+        }
+        Command::Model(Model::Endpoint { id, model }) => {
+            endpoints::show(&config, id.as_deref(), model.as_deref(), output).await?;
+        }
         Command::Model(Model::Info { model }) => return model::info(&config, &model, output),
         Command::Model(Model::Remove { model }) => model::remove(&config, &model, output)?,
         Command::Model(Model::Serve(serve)) => serve::run(&config, serve, output).await?,
@@ -43,6 +61,11 @@ pub(crate) async fn run(arguments: Arguments, output: &Output) -> anyhow::Result
         Command::Model(Model::Stop { model, all }) => {
             stop::run(&config, model.as_deref(), all, output).await?;
         }
+        Command::Provider(command) => provider::run(&config, command, output).await?,
+        Command::Stake(command) => provider::stake(&config, command, output).await?,
+        Command::Wallet(command) => wallet::run(&config, command, output).await?,
+        Command::Node(command) => node::run(config, command, output).await?,
+        Command::Chain(command) => chain::run(&config, rpc.as_deref(), command, output).await?,
         Command::Chat(chat) => return chat::run(&config, chat, output).await,
         Command::Config(ConfigCommand::Show) => config::show(&config, output),
         Command::Completions { .. } => {}

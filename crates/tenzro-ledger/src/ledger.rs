@@ -120,6 +120,11 @@ pub fn connect(url: &str) -> Result<DynProvider, LedgerError> {
     Ok(provider_of(client))
 }
 
+/// EIP-155 id of a chain.
+pub async fn chain_id(provider: &DynProvider) -> Result<u64, LedgerError> {
+    Ok(provider.get_chain_id().await?)
+}
+
 /// Passes a call on to the chain as it is.
 pub async fn forward(
     ledger: &Ledger,

@@ -18,7 +18,7 @@ pub use alloy::signers::local::PrivateKeySigner;
 pub use alloy::transports::TransportError;
 pub use deploy::{FaucetRules, Rules, deploy};
 pub use embedded::{EmbeddedChain, EmbeddedError};
-pub use ledger::{Addresses, Ledger, LedgerError, connect, forward};
+pub use ledger::{Addresses, Ledger, LedgerError, chain_id, connect, forward};
 pub use operations::{MODEL_PROVIDER, Offer, Operations};
 pub use transaction::{Account, SendError, Signed, recipient, submit};
 pub use views::{RegistryRules, wei};

@@ -179,6 +179,12 @@ impl Keystore {
         Ok(signer)
     }
 
+    /// The keystore JSON, still encrypted.
+    pub fn export(&self, wallet: &Wallet) -> Result<String, WalletError> {
+        let path = self.key_file(&wallet.name);
+        fs::read_to_string(&path).map_err(|source| io_error(&path, source))
+    }
+
     /// Makes it the wallet that is used when none is named.
     pub fn set_default(&self, wallet: &Wallet) -> Result<(), WalletError> {
         self.write(&self.default_file(), wallet.name.as_bytes())

@@ -218,6 +218,11 @@ impl Config {
         self.wallet_password.as_ref()
     }
 
+    /// What somebody typed.
+    pub fn set_wallet_password(&mut self, password: String) {
+        self.wallet_password = Some(Secret(password));
+    }
+
     /// A flag of the command line, which comes before everything else.
     pub fn set(&mut self, key: &'static str, value: impl Into<String>) {
         debug_assert!(KNOWN.iter().any(|known| known.key == key), "{key}");

@@ -89,12 +89,7 @@ fn report_entry(entry: &LibraryEntry, output: &Output) {
     output.hint(format!("tenzro-cli model serve {}", entry.id));
 }
 
-pub(super) fn list(config: &Config, local: bool, output: &Output) -> anyhow::Result<()> {
-    if !local {
-        return Err(Failure::new("there is no network to list models of yet")
-            .hint("tenzro-cli model list --local")
-            .into());
-    }
+pub(super) fn list(config: &Config, output: &Output) -> anyhow::Result<()> {
     let entries = library(config).list()?;
     let running = Servers::new(&config.home).running()?;
     let served_at = |entry: &LibraryEntry| {

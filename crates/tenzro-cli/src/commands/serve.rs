@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,12 +9,17 @@ use serde_json::json;
 use tenzro_hub::{HashState, LibraryEntry};
 use tenzro_node::config::Config;
 use tenzro_node::{
-    EngineConfig, LoadError, ModelServer, ServeOptions, ServerRecord, Servers, Source, StartError,
+    EngineConfig, LoadError, ModelServer, Network, Registration, RegistrationError, ServeOptions,
+    ServerRecord, Servers, Source, StartError, running_node,
 };
 use tenzro_protocol::model_id;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tenzro_protocol::network::ProviderInfo;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::detach::{self, Background};
+use super::network::{
+    Unlocked, connect, explain_node, explain_send, node, own_wallet, tell_missing, unlock,
+};
 use super::{find, library};
 use crate::arguments::Serve;
 use crate::output::Output;
@@ -31,6 +35,8 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
     }
     let options = options(config, &serve, output)?;
     let mut stop = Stop::listen()?;
+    // What cannot be registered need not be loaded.
+    let remote = Remote::prepare(config, &serve, output).await?;
     let shower = Shower::new(output);
     let size = match &options.source {
         Source::Library { entry, .. } => entry.size(),
@@ -44,22 +50,116 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         started = starting => started.map_err(|error| explain(error, &serve))?,
         () = stop.wait() => return Ok(()),
     };
-    announce(&server, output);
+    let (registration, provider) = match register(config, &server, remote, output).await {
+        Ok(registered) => registered,
+        Err(error) => {
+            server.shutdown(Duration::ZERO).await;
+            return Err(error);
+        }
+    };
+    announce(&server, provider.as_ref(), output);
 
     stop.wait().await;
     output.note("stopping: running answers may finish (30 s); once more to stop at once");
-    tokio::select! {
-        finished = server.shutdown(DRAIN) => {
-            if !finished {
-                output.warn("some answers were cut off");
-            }
+    let ending = async {
+        // Nobody is sent here any more while the last answers finish.
+        let (ended, finished) = tokio::join!(unregister(registration), server.shutdown(DRAIN));
+        if let Err(error) = ended {
+            output.warn(format!("it is still registered: {error}"));
+            output.hint("stop it again with the same --port, or: tenzro-cli provider status");
         }
+        if !finished {
+            output.warn("some answers were cut off");
+        }
+    };
+    tokio::select! {
+        () = ending => {}
         () = stop.wait() => output.warn("stopped at once"),
     }
     Ok(())
 }
 
-fn announce(server: &ModelServer, output: &Output) {
+/// What `--remote` needs, found before the model is loaded.
+struct Remote {
+    network: Network,
+    unlocked: Unlocked,
+    public_url: Option<String>,
+}
+
+impl Remote {
+    /// `None` without `--remote`.
+    async fn prepare(
+        config: &Config,
+        serve: &Serve,
+        output: &Output,
+    ) -> anyhow::Result<Option<Self>> {
+        if !serve.remote {
+            return Ok(None);
+        }
+        let network = connect(config).await?;
+        let wallet = own_wallet(config, &network, output)?;
+        let unlocked = unlock(config, &wallet)?;
+        Ok(Some(Self {
+            network,
+            unlocked,
+            public_url: serve.public_url.clone(),
+        }))
+    }
+}
+
+/// Registers on the ledger, or with the node of this home when it runs. A model server without a node
+/// serves all the same.
+async fn register(
+    config: &Config,
+    server: &ModelServer,
+    remote: Option<Remote>,
+    output: &Output,
+) -> anyhow::Result<(Option<Registration>, Option<ProviderInfo>)> {
+    let record = server.record();
+    let Some(remote) = remote else {
+        if running_node(&config.home).is_none() {
+            return Ok((None, None));
+        }
+        let registered = Registration::local(node(config)?, &record.model, &record.base_url);
+        return Ok(match registered.await {
+            Ok(registration) => (Some(registration), None),
+            Err(error) => {
+                output.warn(format!("the node does not know this server: {error}"));
+                (None, None)
+            }
+        });
+    };
+    let card = server.card().context("the model is not loaded")?;
+    let base_url = remote.public_url.as_deref().unwrap_or(&record.base_url);
+    let network = remote.network.clone();
+    let registered =
+        Registration::on_ledger(remote.network, remote.unlocked.signer, card, base_url);
+    let (registration, recorded) = registered.await.map_err(|error| match error {
+        RegistrationError::Node(error) => explain_node(error),
+        RegistrationError::Send(error) => explain_send(error, &network),
+    })?;
+    Ok((Some(registration), Some(recorded.provider)))
+}
+
+async fn unregister(registration: Option<Registration>) -> Result<(), RegistrationError> {
+    match registration {
+        Some(registration) => registration.end().await,
+        None => Ok(()),
+    }
+}
+
+/// What to do next, or what is missing until this server can earn.
+fn tell_next(record: &ServerRecord, provider: Option<&ProviderInfo>, output: &Output) {
+    match provider {
+        Some(provider) if !provider.missing.is_empty() => {
+            tell_missing(&provider.missing, output);
+        }
+        Some(provider) => output.note(format!("registered on the ledger by {}", provider.provider)),
+        None => output.hint(format!("tenzro-cli chat --model {}", record.model)),
+    }
+}
+
+fn announce(server: &ModelServer, provider: Option<&ProviderInfo>, output: &Output) {
     let record = server.record();
     if let Some(model) = server.model() {
         for warning in &model.warnings {
@@ -71,27 +171,28 @@ fn announce(server: &ModelServer, output: &Output) {
         ));
     }
     if output.json {
-        return output.json(&json!({"event": "ready", "server": record}));
+        let event = json!({"event": "ready", "server": record, "provider": provider});
+        return output.json(&event);
     }
     output.line(format!("serving {} at {}", record.model, record.base_url));
-    output.hint(format!("tenzro-cli chat --model {}", record.model));
+    tell_next(record, provider, output);
 }
 
 /// SIGTERM or Ctrl-C.
-struct Stop {
+pub(super) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> anyhow::Result<Self> {
+    pub(super) fn listen() -> anyhow::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?,
         })
     }
 
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -172,6 +273,7 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
         id,
         source,
         cors: config.get("serve.cors").unwrap_or(false),
+        is_remote: serve.remote,
     })
 }
 
@@ -223,61 +325,47 @@ fn entry(config: &Config, model: &str, output: &Output) -> anyhow::Result<Librar
     }
 }
 
-/// Starts this program again in the background and waits until it serves.
+/// Serves in the background and waits until it is ready.
 async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("cannot find this program")?;
     // Find mistakes while there is a terminal to report them to.
     if serve.upstream.is_none() {
         entry(config, &serve.model, output)?;
     }
-    let log_path = log_path(config, serve);
-    if let Some(parent) = log_path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let log = std::fs::File::create(&log_path).context("cannot write the log")?;
-    let mut command = tokio::process::Command::new(program);
-    command
-        .arg("--home")
-        .arg(config.home.root())
-        .arg("--json")
-        .args(["model", "serve"])
-        .args(arguments(serve))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        // Its own group: Ctrl-C in this terminal is not for it.
-        .process_group(0);
-    let mut child = command.spawn().context("cannot start the server")?;
-    let stdout = child.stdout.take().context("the server has no output")?;
-    let mut lines = BufReader::new(stdout).lines();
+    let wallet_password = match Remote::prepare(config, serve, output).await? {
+        Some(remote) => remote.unlocked.typed_password,
+        None => None,
+    };
+    let log = log_path(config, serve);
+    let mut arguments = arguments(serve);
+    arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
+    let background = Background {
+        arguments,
+        log: log.clone(),
+        wallet_password,
+    };
     let shower = Shower::new(output);
-    while let Some(line) = lines.next_line().await? {
-        let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-        match event["event"].as_str() {
-            Some("ready") => {
-                shower.finish();
-                let record: ServerRecord = serde_json::from_value(event["server"].clone())?;
-                report(&record, &log_path, output);
-                return Ok(());
-            }
-            Some("loading") => {
-                let number = |name: &str| event[name].as_u64().unwrap_or(0);
-                shower.bytes("loading", number("done_bytes"), number("total_bytes"));
-            }
-            _ => {
-                if let Some(message) = event["error"]["message"].as_str() {
-                    shower.finish();
-                    let hint = event["error"]["hint"].as_str().map(str::to_owned);
-                    return Err(Failure::new(message).maybe_hint(hint).into());
-                }
-            }
+    let ready = detach::start(config, background, |event| {
+        if event["event"] == "loading" {
+            let number = |name: &str| event[name].as_u64().unwrap_or(0);
+            shower.bytes("loading", number("done_bytes"), number("total_bytes"));
         }
-    }
+    })
+    .await;
     shower.finish();
-    let status = child.wait().await?;
-    Err(Failure::new(format!("the server ended at once ({status})"))
-        .hint(format!("its log is {}", log_path.display()))
-        .into())
+    let ready = ready?;
+    let record: ServerRecord = serde_json::from_value(ready["server"].clone())?;
+    if output.json {
+        let provider = &ready["provider"];
+        output.json(&json!({
+            "event": "ready", "server": record, "provider": provider, "log": log,
+        }));
+        return Ok(());
+    }
+    output.line(format!("serving {} at {}", record.model, record.base_url));
+    output.note(format!("process {}, log {}", record.pid, log.display()));
+    let provider = serde_json::from_value(ready["provider"].clone()).ok();
+    tell_next(&record, provider.as_ref(), output);
+    Ok(())
 }
 
 fn log_path(config: &Config, serve: &Serve) -> PathBuf {
@@ -288,18 +376,9 @@ fn log_path(config: &Config, serve: &Serve) -> PathBuf {
     Servers::new(&config.home).log_file(port)
 }
 
-fn report(record: &ServerRecord, log: &Path, output: &Output) {
-    if output.json {
-        return output.json(&json!({"event": "ready", "server": record, "log": log}));
-    }
-    output.line(format!("serving {} at {}", record.model, record.base_url));
-    output.note(format!("process {}, log {}", record.pid, log.display()));
-    output.hint(format!("tenzro-cli chat --model {}", record.model));
-}
-
 /// The same arguments without `--detach`.
 fn arguments(serve: &Serve) -> Vec<String> {
-    let mut arguments = vec![serve.model.clone()];
+    let mut arguments = ["model", "serve", &serve.model].map(str::to_owned).to_vec();
     let mut add = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             arguments.extend([format!("--{name}"), value]);
@@ -317,5 +396,9 @@ fn arguments(serve: &Serve) -> Vec<String> {
     add("alias", serve.alias.clone());
     add("upstream", serve.upstream.clone());
     add("upstream-model", serve.upstream_model.clone());
+    add("public-url", serve.public_url.clone());
+    if serve.remote {
+        arguments.push("--remote".to_owned());
+    }
     arguments
 }

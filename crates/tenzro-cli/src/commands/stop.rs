@@ -1,19 +1,16 @@
 //! `model ps` and `model stop`.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tenzro_node::config::Config;
 use tenzro_node::{ServerRecord, Servers};
 use tenzro_protocol::model_id::{comparable, nearest};
 
+use super::detach;
 use super::serve::DRAIN;
 use crate::output::Output;
 use crate::report::Failure;
-
-/// How often a stopping server is looked at.
-const POLL: Duration = Duration::from_millis(50);
 
 /// What a server may need on top of draining.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -85,33 +82,18 @@ pub(super) async fn run(
             .into());
     }
     for server in &chosen {
-        let pid = i32::try_from(server.pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| Failure::new("the server's process id is not valid"))?;
         // The lock was held a moment ago, so the process is the server.
-        kill_process(pid, Signal::TERM).map_err(|error| {
-            Failure::new(format!("cannot stop process {}: {error}", server.pid))
-        })?;
+        detach::terminate(server.pid)?;
     }
     for server in chosen {
-        let started = Instant::now();
-        let mut has_told = false;
-        while registry.is_running(server.port) {
-            if started.elapsed() > DRAIN + MARGIN {
-                return Err(
-                    Failure::new(format!("process {} does not stop", server.pid))
-                        .hint(format!("kill -9 {}", server.pid))
-                        .into(),
-                );
-            }
-            if !has_told && started.elapsed() > Duration::from_secs(1) {
-                output.note(format!(
-                    "{}: running answers finish (at most 30 s)",
-                    server.model
-                ));
-                has_told = true;
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        let is_running = || registry.is_running(server.port);
+        let slow = || {
+            output.note(format!(
+                "{}: running answers finish (at most 30 s)",
+                server.model
+            ));
+        };
+        detach::ended(server.pid, DRAIN + MARGIN, is_running, slow).await?;
         if output.json {
             output.json(&json!({"stopped": server.model, "port": server.port}));
         } else {

@@ -71,7 +71,11 @@ impl Readers {
         &self,
         question: impl FnOnce(&View<'_>) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let mut conn = match idle {
             Some(conn) => conn,
             None => store::open_reader(&self.path)?,
@@ -90,7 +94,10 @@ impl Readers {
             };
             question(&view)
         };
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(conn);
         answer
     }
 }
