@@ -34,7 +34,6 @@ interface Vm {
     function resumeGasMetering() external;
 
     function assume(bool condition) external pure;
-    function bound(uint256 value, uint256 minimum, uint256 maximum) external view returns (uint256);
     function assertTrue(bool value) external pure;
     function assertTrue(bool value, string calldata why) external pure;
     function assertFalse(bool value) external pure;
