@@ -8,7 +8,12 @@ library Bounds {
     error InvalidLength(string field, uint256 length, uint256 minimum, uint256 maximum);
 
     /// @notice Reverts unless `text` has `minimum` to `maximum` bytes.
-    function check(string calldata text, string memory field, uint256 minimum, uint256 maximum) internal pure {
+    function check(
+        string calldata text,
+        string memory field,
+        uint256 minimum,
+        uint256 maximum
+    ) internal pure {
         uint256 length = bytes(text).length;
         require(length >= minimum && length <= maximum, InvalidLength(field, length, minimum, maximum));
     }

@@ -149,7 +149,10 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
 
     /// @param token_ The only token that channels will hold: one that moves exactly what it is asked to.
     /// @param closeGracePeriod Seconds between `requestClose` and `withdraw`.
-    constructor(IERC20 token_, uint64 closeGracePeriod) {
+    constructor(
+        IERC20 token_,
+        uint64 closeGracePeriod
+    ) {
         require(
             closeGracePeriod >= MINIMUM_CLOSE_GRACE_PERIOD,
             GracePeriodTooShort(closeGracePeriod, MINIMUM_CLOSE_GRACE_PERIOD)
@@ -167,11 +170,13 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// @param salt Anything that makes the id a new one.
     /// @param authorizedSigner Who signs vouchers; zero means the caller does.
     /// @return channelId See `computeChannelId`.
-    function open(address payee, address token_, uint128 deposit, bytes32 salt, address authorizedSigner)
-        external
-        nonReentrant
-        returns (bytes32 channelId)
-    {
+    function open(
+        address payee,
+        address token_,
+        uint128 deposit,
+        bytes32 salt,
+        address authorizedSigner
+    ) external nonReentrant returns (bytes32 channelId) {
         channelId = _open(msg.sender, payee, token_, deposit, salt, authorizedSigner);
         uint256 before = token.balanceOf(address(this));
         token.safeTransferFrom(msg.sender, address(this), deposit);
@@ -214,7 +219,10 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// closing back.
     /// @param channelId The channel.
     /// @param additionalDeposit Wei.
-    function topUp(bytes32 channelId, uint128 additionalDeposit) external nonReentrant {
+    function topUp(
+        bytes32 channelId,
+        uint128 additionalDeposit
+    ) external nonReentrant {
         Record storage channel = _live(channelId);
         require(msg.sender == channel.payer, NotPayer());
         _topUp(channelId, channel, msg.sender, additionalDeposit);
@@ -258,10 +266,11 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// @param channelId The channel.
     /// @param cumulativeAmount Wei since the channel was opened; more than was settled before.
     /// @param signature Of the voucher.
-    function settle(bytes32 channelId, uint128 cumulativeAmount, bytes calldata signature)
-        external
-        nonReentrant
-    {
+    function settle(
+        bytes32 channelId,
+        uint128 cumulativeAmount,
+        bytes calldata signature
+    ) external nonReentrant {
         Record storage channel = _channels[channelId];
         _revertWith(_refusal(channel, msg.sender, cumulativeAmount));
         _requireVoucher(_signer(channel), channelId, cumulativeAmount, signature);
@@ -275,7 +284,9 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// of all rows. Vouchers of contract wallets are skipped as `InvalidSignature`, and `settle` takes them.
     /// @param rows Channels with their vouchers; of several for a channel each has to raise it.
     /// @return total Wei that the caller got.
-    function settleBatch(Settlement[] calldata rows) external nonReentrant returns (uint256 total) {
+    function settleBatch(
+        Settlement[] calldata rows
+    ) external nonReentrant returns (uint256 total) {
         for (uint256 i = 0; i < rows.length; ++i) {
             Settlement calldata row = rows[i];
             Record storage channel = _channels[row.channelId];
@@ -329,10 +340,11 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// @param cumulativeAmount Wei since the channel was opened. Not more than was settled before means that
     /// the payee wants no more: no voucher is needed.
     /// @param signature Of the voucher; may be empty where none is needed.
-    function close(bytes32 channelId, uint128 cumulativeAmount, bytes calldata signature)
-        external
-        nonReentrant
-    {
+    function close(
+        bytes32 channelId,
+        uint128 cumulativeAmount,
+        bytes calldata signature
+    ) external nonReentrant {
         Record storage channel = _live(channelId);
         require(msg.sender == channel.payee, NotPayee());
         _close(channelId, channel, cumulativeAmount, signature);
@@ -363,7 +375,9 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// @notice Begins the grace period, in which the payee can still settle. Payer only; asking again
     /// changes nothing.
     /// @param channelId The channel.
-    function requestClose(bytes32 channelId) external {
+    function requestClose(
+        bytes32 channelId
+    ) external {
         Record storage channel = _live(channelId);
         require(msg.sender == channel.payer, NotPayer());
         if (channel.closeRequestedAt != 0) return;
@@ -374,20 +388,22 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// @notice Gives the payer back what was not settled, after the grace period, and closes the channel for
     /// ever. Payer only.
     /// @param channelId The channel.
-    function withdraw(bytes32 channelId) external nonReentrant {
+    function withdraw(
+        bytes32 channelId
+    ) external nonReentrant {
         Record storage channel = _live(channelId);
         require(msg.sender == channel.payer, NotPayer());
         uint256 requestedAt = channel.closeRequestedAt;
-        require(
-            requestedAt != 0 && block.timestamp >= requestedAt + CLOSE_GRACE_PERIOD, CloseNotReady()
-        );
+        require(requestedAt != 0 && block.timestamp >= requestedAt + CLOSE_GRACE_PERIOD, CloseNotReady());
         _finalize(channelId, channel);
     }
 
     // --- Views ------------------------------------------------------------------------------------
 
     /// @notice A channel; all zero where there was never one.
-    function getChannel(bytes32 channelId) external view returns (Channel memory) {
+    function getChannel(
+        bytes32 channelId
+    ) external view returns (Channel memory) {
         Record storage channel = _channels[channelId];
         Channel memory none;
         if (channel.payer == address(0)) return none;
@@ -411,9 +427,8 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
         bytes32 salt,
         address authorizedSigner
     ) public view returns (bytes32) {
-        return keccak256(
-            abi.encode(payer, payee, token_, salt, authorizedSigner, address(this), block.chainid)
-        );
+        return
+            keccak256(abi.encode(payer, payee, token_, salt, authorizedSigner, address(this), block.chainid));
     }
 
     // --- Inside -----------------------------------------------------------------------------------
@@ -438,9 +453,12 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
         emit ChannelOpened(channelId, payer, payee, token_, authorizedSigner, salt, deposit);
     }
 
-    function _topUp(bytes32 channelId, Record storage channel, address from, uint128 additionalDeposit)
-        private
-    {
+    function _topUp(
+        bytes32 channelId,
+        Record storage channel,
+        address from,
+        uint128 additionalDeposit
+    ) private {
         require(additionalDeposit != 0, ZeroDeposit());
         require(additionalDeposit <= type(uint128).max - channel.deposit, DepositOverflow());
         uint128 deposit = channel.deposit + additionalDeposit;
@@ -462,36 +480,42 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
         bytes calldata signature
     ) private {
         uint256 before = token.balanceOf(address(this));
-        IReceiveWithAuthorization(address(token)).receiveWithAuthorization(
-            from, address(this), amount, validAfter, validBefore, nonce, signature
-        );
+        IReceiveWithAuthorization(address(token))
+            .receiveWithAuthorization(from, address(this), amount, validAfter, validBefore, nonce, signature);
         _requireReceived(before, amount);
     }
 
-    function _requireReceived(uint256 before, uint128 asked) private view {
+    function _requireReceived(
+        uint256 before,
+        uint128 asked
+    ) private view {
         uint256 received = token.balanceOf(address(this)) - before;
         require(received == asked, InexactTransfer(asked, received));
     }
 
     /// @dev The channel, which exists and is not closed.
-    function _live(bytes32 channelId) private view returns (Record storage channel) {
+    function _live(
+        bytes32 channelId
+    ) private view returns (Record storage channel) {
         channel = _channels[channelId];
         require(channel.payer != address(0), ChannelNotFound());
         require(!channel.finalized, ChannelFinalized());
     }
 
-    function _signer(Record storage channel) private view returns (address) {
+    function _signer(
+        Record storage channel
+    ) private view returns (address) {
         address authorized = channel.authorizedSigner;
         return authorized == address(0) ? channel.payer : authorized;
     }
 
     /// @dev Why `payee` cannot settle that amount, whatever the voucher: an error's selector, or 0. One rule
     /// for a single settlement, which reverts, and for a row of a batch, which does not.
-    function _refusal(Record storage channel, address payee, uint128 cumulativeAmount)
-        private
-        view
-        returns (bytes4)
-    {
+    function _refusal(
+        Record storage channel,
+        address payee,
+        uint128 cumulativeAmount
+    ) private view returns (bytes4) {
         if (channel.payer == address(0)) return ChannelNotFound.selector;
         if (channel.finalized) return ChannelFinalized.selector;
         if (channel.payee != payee) return NotPayee.selector;
@@ -501,7 +525,9 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     }
 
     /// @dev Reverts with an error without arguments, unless it is none.
-    function _revertWith(bytes4 selector) private pure {
+    function _revertWith(
+        bytes4 selector
+    ) private pure {
         if (selector == 0) return;
         assembly ("memory-safe") {
             mstore(0, selector)
@@ -510,10 +536,11 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     }
 
     /// @dev Counts as paid what the caller then has to transfer.
-    function _settle(bytes32 channelId, Record storage channel, uint128 cumulativeAmount)
-        private
-        returns (uint128 amount)
-    {
+    function _settle(
+        bytes32 channelId,
+        Record storage channel,
+        uint128 cumulativeAmount
+    ) private returns (uint128 amount) {
         amount = cumulativeAmount - channel.settled;
         channel.settled = cumulativeAmount;
         emit ChannelSettled(channelId, channel.payer, channel.payee, amount, cumulativeAmount);
@@ -537,7 +564,10 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     }
 
     /// @dev Closes for ever and gives the payer the rest.
-    function _finalize(bytes32 channelId, Record storage channel) private {
+    function _finalize(
+        bytes32 channelId,
+        Record storage channel
+    ) private {
         channel.finalized = true;
         uint128 refund = channel.deposit - channel.settled;
         address payer = channel.payer;

@@ -50,7 +50,9 @@ abstract contract Stakes is ReentrancyGuardTransient {
     /// @notice All that was unbonding, `amount` wei, was taken out; `total` is left.
     event StakeWithdrawn(address indexed provider, uint256 amount, uint256 total);
     /// @notice The arbiter took `amount` wei; `total` is left, `unbonding` of it unbonding.
-    event Slashed(address indexed provider, uint256 amount, uint256 total, uint256 unbonding, string evidence);
+    event Slashed(
+        address indexed provider, uint256 amount, uint256 total, uint256 unbonding, string evidence
+    );
 
     /// @notice Nothing moves by nothing.
     error ZeroAmount();
@@ -86,17 +88,22 @@ abstract contract Stakes is ReentrancyGuardTransient {
 
     /// @notice Puts the caller's tokens into its stake. They must be allowed to this contract before.
     /// @param amount Wei.
-    function stake(uint256 amount) external nonReentrant {
+    function stake(
+        uint256 amount
+    ) external nonReentrant {
         _stake(amount);
     }
 
     /// @notice As `stake`, with the allowance signed (ERC-2612) instead of sent before.
     /// @param amount Wei, of the permit and of the stake.
     /// @param deadline Unix seconds until when the permit holds.
-    function stakeWithPermit(uint256 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s)
-        external
-        nonReentrant
-    {
+    function stakeWithPermit(
+        uint256 amount,
+        uint256 deadline,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) external nonReentrant {
         // Somebody who saw the permit may have submitted it first: then the allowance is there already.
         try IERC20Permit(address(token)).permit(msg.sender, address(this), amount, deadline, v, r, s) {}
             catch {}
@@ -106,7 +113,9 @@ abstract contract Stakes is ReentrancyGuardTransient {
     /// @notice Lets a part of the caller's bonded stake unbond. The waiting period begins anew for all that
     /// is unbonding, so that nothing comes out earlier than a whole period after it was asked for last.
     /// @param amount Wei.
-    function requestUnstake(uint256 amount) external {
+    function requestUnstake(
+        uint256 amount
+    ) external {
         Stake storage own = _stakes[msg.sender];
         require(amount != 0, ZeroAmount());
         uint256 bonded = own.staked - own.unbonding;
@@ -146,7 +155,11 @@ abstract contract Stakes is ReentrancyGuardTransient {
     /// @param provider_ Whose stake.
     /// @param amount Wei, at most all that is staked.
     /// @param evidence What it is for, 0 to 1024 bytes, for people to read; nothing here checks it.
-    function slash(address provider_, uint256 amount, string calldata evidence) external nonReentrant {
+    function slash(
+        address provider_,
+        uint256 amount,
+        string calldata evidence
+    ) external nonReentrant {
         require(msg.sender == arbiter, NotArbiter(msg.sender));
         require(amount != 0, ZeroAmount());
         Bounds.check(evidence, "evidence", 0, MAX_EVIDENCE);
@@ -162,12 +175,16 @@ abstract contract Stakes is ReentrancyGuardTransient {
     }
 
     /// @dev Whether enough of the stake is bonded for being listed.
-    function _isBonded(address provider_) internal view returns (bool) {
+    function _isBonded(
+        address provider_
+    ) internal view returns (bool) {
         Stake storage its = _stakes[provider_];
         return its.staked - its.unbonding >= minimumStake;
     }
 
-    function _stake(uint256 amount) private {
+    function _stake(
+        uint256 amount
+    ) private {
         uint256 before = token.balanceOf(address(this));
         token.safeTransferFrom(msg.sender, address(this), amount);
         // What came counts, not what was asked for: a token that keeps a fee cannot make stakes that others

@@ -19,7 +19,11 @@ contract ChannelsTest is Base {
         fund(carol, 1_000_000);
     }
 
-    function balances(uint256 ofAlice, uint256 ofBob, uint256 held) private view {
+    function balances(
+        uint256 ofAlice,
+        uint256 ofBob,
+        uint256 held
+    ) private view {
         vm.assertEq(token.balanceOf(alice), ofAlice, "payer");
         vm.assertEq(token.balanceOf(bob), ofBob, "payee");
         vm.assertEq(token.balanceOf(address(channels)), held, "held");
@@ -139,7 +143,11 @@ contract ChannelsTest is Base {
         channels.topUp(id, 0);
     }
 
-    function topUpSigned(bytes32 id, uint256 key, uint128 amount) private {
+    function topUpSigned(
+        bytes32 id,
+        uint256 key,
+        uint128 amount
+    ) private {
         address from = vm.addr(key);
         bytes32 nonce = keccak256(abi.encode(id, amount, from, SALT));
         bytes memory signature = deposit3009(key, amount, nonce);
@@ -375,7 +383,12 @@ contract ChannelsTest is Base {
 
     // --- Amounts ----------------------------------------------------------------------------------
 
-    function testFuzz_everyWeiIsAccounted(uint128 deposit, uint128 extra, uint128 first, uint128 last) public {
+    function testFuzz_everyWeiIsAccounted(
+        uint128 deposit,
+        uint128 extra,
+        uint128 first,
+        uint128 last
+    ) public {
         deposit = uint128(bound(deposit, 1, SUPPLY / 4));
         extra = uint128(bound(extra, 1, SUPPLY / 4));
         first = uint128(bound(first, 1, deposit));

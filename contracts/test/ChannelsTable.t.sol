@@ -36,9 +36,12 @@ contract ChannelsTableTest is Base {
     }
 
     /// `expected`: one for each state, where the caller is the payer, the payee, a stranger.
-    function check(bytes memory call, bytes4[6] memory payer, bytes4[6] memory payee, bytes4[6] memory stranger)
-        private
-    {
+    function check(
+        bytes memory call,
+        bytes4[6] memory payer,
+        bytes4[6] memory payee,
+        bytes4[6] memory stranger
+    ) private {
         for (uint8 i = 0; i < 6; ++i) {
             check(call, State(i), alice, payer[i]);
             check(call, State(i), bob, payee[i]);
@@ -46,7 +49,12 @@ contract ChannelsTableTest is Base {
         }
     }
 
-    function check(bytes memory call, State state, address caller, bytes4 expected) private {
+    function check(
+        bytes memory call,
+        State state,
+        address caller,
+        bytes4 expected
+    ) private {
         uint256 before = vm.snapshotState();
         bring(state);
         bytes memory channelBefore = abi.encode(channels.getChannel(id));
@@ -64,7 +72,9 @@ contract ChannelsTableTest is Base {
         vm.revertToState(before);
     }
 
-    function bring(State state) private {
+    function bring(
+        State state
+    ) private {
         if (state == State.None) return;
         openChannel(1000, SALT);
         if (state == State.Open) return;

@@ -10,16 +10,21 @@ contract PricingTest is Base {
         deployAll();
     }
 
-    function set(uint128 input, uint128 output) private {
+    function set(
+        uint128 input,
+        uint128 output
+    ) private {
         vm.prank(alice);
         registry.setPricing("m", input, output);
     }
 
     /// Version, what holds now, and what is pending.
-    function expect(uint64 version, uint128[2] memory now_, uint256 pendingAt, uint128[2] memory pending)
-        private
-        view
-    {
+    function expect(
+        uint64 version,
+        uint128[2] memory now_,
+        uint256 pendingAt,
+        uint128[2] memory pending
+    ) private view {
         ProviderRegistry.Pricing memory seen = registry.pricing(alice, "m");
         vm.assertTrue(seen.isSet);
         vm.assertEq(seen.version, version, "version");
@@ -30,7 +35,12 @@ contract PricingTest is Base {
         vm.assertEq(seen.pendingOutputPrice, pending[1], "pending output");
     }
 
-    function announced(uint64 version, uint128 input, uint128 output, uint256 at_) private {
+    function announced(
+        uint64 version,
+        uint128 input,
+        uint128 output,
+        uint256 at_
+    ) private {
         vm.expectEmit(address(registry));
         emit ProviderRegistry.PricingSet(alice, "m", version, input, output, uint64(at_));
     }
@@ -162,7 +172,9 @@ contract PricingTest is Base {
 
     /// After any sequence of calls: what is charged at a moment was announced `priceDelay` before, or is
     /// not more, in either part, than what held just before it.
-    function testFuzz_attack18_neverASurprise(uint256 seed) public {
+    function testFuzz_attack18_neverASurprise(
+        uint256 seed
+    ) public {
         set(10, 10);
         uint256 time = START;
         uint128[2] memory held = [uint128(10), 10];

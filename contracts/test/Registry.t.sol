@@ -16,13 +16,21 @@ contract RegistryTest is Base {
         fund(alice, 10 * MINIMUM);
     }
 
-    function text(uint256 length) private pure returns (string memory) {
+    function text(
+        uint256 length
+    ) private pure returns (string memory) {
         bytes memory letters = new bytes(length);
-        for (uint256 i = 0; i < length; ++i) letters[i] = "x";
+        for (uint256 i = 0; i < length; ++i) {
+            letters[i] = "x";
+        }
         return string(letters);
     }
 
-    function serve(address who, string memory model, string memory url) private returns (bytes32) {
+    function serve(
+        address who,
+        string memory model,
+        string memory url
+    ) private returns (bytes32) {
         vm.prank(who);
         return registry.serveModel(model, HASH, url, "{}");
     }
@@ -134,11 +142,14 @@ contract RegistryTest is Base {
         vm.stopPrank();
     }
 
-    function testFuzz_schedule_bounds(uint16 start, uint16 end, uint8 days_) public {
+    function testFuzz_schedule_bounds(
+        uint16 start,
+        uint16 end,
+        uint8 days_
+    ) public {
         start = uint16(bound(start, 0, 1500));
         end = uint16(bound(end, 0, 1500));
-        bool isValid =
-            start <= 1439 && end >= 1 && end <= 1440 && start != end && days_ >= 1 && days_ <= 127;
+        bool isValid = start <= 1439 && end >= 1 && end <= 1440 && start != end && days_ >= 1 && days_ <= 127;
         if (!isValid) {
             vm.expectRevert(
                 abi.encodeWithSelector(ProviderRegistry.InvalidSchedule.selector, start, end, days_)
@@ -213,8 +224,7 @@ contract RegistryTest is Base {
 
     function test_attack14_endpointsOfOthers() public {
         bytes32 id = serve(alice, "m", "u");
-        bytes memory notOwner =
-            abi.encodeWithSelector(ProviderRegistry.NotEndpointOwner.selector, id, bob);
+        bytes memory notOwner = abi.encodeWithSelector(ProviderRegistry.NotEndpointOwner.selector, id, bob);
         vm.startPrank(bob);
         vm.expectRevert(notOwner);
         registry.stopModel(id);
@@ -241,7 +251,12 @@ contract RegistryTest is Base {
 
     // --- Lengths ----------------------------------------------------------------------------------
 
-    function refused(string memory field, uint256 length, uint256 minimum, uint256 maximum) private {
+    function refused(
+        string memory field,
+        uint256 length,
+        uint256 minimum,
+        uint256 maximum
+    ) private {
         vm.expectRevert(
             abi.encodeWithSelector(Bounds.InvalidLength.selector, field, length, minimum, maximum)
         );
@@ -303,7 +318,9 @@ contract RegistryTest is Base {
         }
     }
 
-    function step(uint256 which) private {
+    function step(
+        uint256 which
+    ) private {
         vm.startPrank(alice);
         if (which == 0) registry.register(PROVIDER, "");
         else if (which == 1) registry.stake(MINIMUM);
@@ -313,7 +330,9 @@ contract RegistryTest is Base {
     }
 
     function active() private returns (bytes32) {
-        for (uint256 i = 0; i < 4; ++i) step(i);
+        for (uint256 i = 0; i < 4; ++i) {
+            step(i);
+        }
         return keccak256(abi.encode(alice, "m", "u"));
     }
 
@@ -395,7 +414,9 @@ contract RegistryTest is Base {
             registry.serveModel("m", HASH, "u", "");
             vm.stopPrank();
         }
-        for (uint256 i = 0; i < 130; ++i) serve(alice, "other", string(abi.encodePacked("u", bytes32(i))));
+        for (uint256 i = 0; i < 130; ++i) {
+            serve(alice, "other", string(abi.encodePacked("u", bytes32(i))));
+        }
 
         vm.assertEq(registry.providerCount(), 130);
         vm.assertEq(registry.endpointCount(), 260);

@@ -21,24 +21,36 @@ contract StakesTest is Base {
     }
 
     /// Wei staked, of it unbonding, and from when it can be taken out.
-    function expect(address who, uint256 staked, uint256 unbonding, uint256 until) private view {
+    function expect(
+        address who,
+        uint256 staked,
+        uint256 unbonding,
+        uint256 until
+    ) private view {
         ProviderRegistry.ProviderView memory seen = registry.provider(who);
         vm.assertEq(seen.staked, staked, "staked");
         vm.assertEq(seen.unbonding, unbonding, "unbonding");
         vm.assertEq(seen.unbondingUntil, until, "until");
     }
 
-    function stake(address who, uint256 amount) private {
+    function stake(
+        address who,
+        uint256 amount
+    ) private {
         vm.prank(who);
         registry.stake(amount);
     }
 
-    function unstake(uint256 amount) private {
+    function unstake(
+        uint256 amount
+    ) private {
         vm.prank(alice);
         registry.requestUnstake(amount);
     }
 
-    function slash(uint256 amount) private {
+    function slash(
+        uint256 amount
+    ) private {
         vm.prank(ARBITER);
         registry.slash(alice, amount, "why");
     }
@@ -232,8 +244,7 @@ contract StakesTest is Base {
             Stakes.StillUnbonding.selector,
             bytes4(0)
         ];
-        bytes4[4] memory request =
-            [Stakes.InsufficientBonded.selector, bytes4(0), bytes4(0), bytes4(0)];
+        bytes4[4] memory request = [Stakes.InsufficientBonded.selector, bytes4(0), bytes4(0), bytes4(0)];
         bytes4[4] memory slashed = [Stakes.SlashExceedsStake.selector, bytes4(0), bytes4(0), bytes4(0)];
         for (uint256 state = 0; state < 4; ++state) {
             check(state, alice, abi.encodeCall(registry.cancelUnstake, ()), cancel[state]);
@@ -248,7 +259,12 @@ contract StakesTest is Base {
         }
     }
 
-    function check(uint256 state, address caller, bytes memory call, bytes4 expected) private {
+    function check(
+        uint256 state,
+        address caller,
+        bytes memory call,
+        bytes4 expected
+    ) private {
         uint256 before = vm.snapshotState();
         if (state >= 1) stake(alice, 100);
         if (state >= 2) unstake(50);
@@ -260,7 +276,11 @@ contract StakesTest is Base {
         vm.revertToState(before);
     }
 
-    function testFuzz_slash_takesExactly(uint256 staked, uint256 unbonding, uint256 amount) public {
+    function testFuzz_slash_takesExactly(
+        uint256 staked,
+        uint256 unbonding,
+        uint256 amount
+    ) public {
         staked = bound(staked, 1, 10_000);
         unbonding = bound(unbonding, 0, staked);
         amount = bound(amount, 1, staked);
@@ -286,7 +306,9 @@ contract StakesTest is Base {
 
     // --- 10: tokens that are not what they seem ---------------------------------------------------
 
-    function use(TestToken strange) private {
+    function use(
+        TestToken strange
+    ) private {
         token = TNZO(address(strange));
         registry = deployRegistry(address(strange));
         strange.mint(alice, 10_000);
@@ -351,9 +373,11 @@ contract StakesTest is Base {
             for (uint256 k = 0; k < 6; ++k) {
                 uint256 state = vm.snapshotState();
                 strange.arm(address(registry), forms[k % 2]);
-                if (k < 2) stake(bob, 100);
-                else if (k < 4) slash(100);
-                else {
+                if (k < 2) {
+                    stake(bob, 100);
+                } else if (k < 4) {
+                    slash(100);
+                } else {
                     vm.prank(alice);
                     registry.withdrawStake();
                 }
@@ -418,7 +442,9 @@ contract StakesTest is Base {
         strange.mint(alice, type(uint256).max - 20_000);
         stake(alice, type(uint256).max - 10_000);
         vm.expectRevert(
-            abi.encodeWithSelector(Stakes.InsufficientBonded.selector, type(uint256).max, type(uint256).max - 10_000)
+            abi.encodeWithSelector(
+                Stakes.InsufficientBonded.selector, type(uint256).max, type(uint256).max - 10_000
+            )
         );
         unstake(type(uint256).max);
         unstake(type(uint256).max - 10_000);

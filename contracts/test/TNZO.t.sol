@@ -92,9 +92,14 @@ contract TNZOTest is Base {
         ReceivePacked
     }
 
-    function use(Form form, address from, address to, uint256 after_, uint256 before_, bytes memory signature)
-        private
-    {
+    function use(
+        Form form,
+        address from,
+        address to,
+        uint256 after_,
+        uint256 before_,
+        bytes memory signature
+    ) private {
         (uint8 v, bytes32 r, bytes32 s) = unpack(signature);
         if (form == Form.TransferSplit) {
             token.transferWithAuthorization(from, to, 100, after_, before_, NONCE, v, r, s);
@@ -107,11 +112,13 @@ contract TNZOTest is Base {
         }
     }
 
-    function digest(Form form, address from, address to, uint256 after_, uint256 before_)
-        private
-        view
-        returns (bytes32)
-    {
+    function digest(
+        Form form,
+        address from,
+        address to,
+        uint256 after_,
+        uint256 before_
+    ) private view returns (bytes32) {
         bool isTransfer = form == Form.TransferSplit || form == Form.TransferPacked;
         return transferDigest(isTransfer ? "Transfer" : "Receive", from, to, 100, after_, before_, NONCE);
     }
@@ -256,12 +263,17 @@ contract TNZOTest is Base {
         use(Form.TransferSplit, address(0), bob, 0, FOR_EVER, new bytes(65));
     }
 
-    function testFuzz_attack06_garbage(bytes calldata garbage) public {
+    function testFuzz_attack06_garbage(
+        bytes calldata garbage
+    ) public {
         vm.expectRevert(ERC3009.ERC3009InvalidSignature.selector);
         use(Form.TransferPacked, alice, bob, 0, FOR_EVER, garbage);
     }
 
-    function testFuzz_authorization_movesExactly(uint256 value, bytes32 nonce) public {
+    function testFuzz_authorization_movesExactly(
+        uint256 value,
+        bytes32 nonce
+    ) public {
         value = bound(value, 0, SUPPLY - 1000);
         token.transfer(alice, value);
         bytes32 signed = transferDigest("Transfer", alice, bob, value, 0, FOR_EVER, nonce);
