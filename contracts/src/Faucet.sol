@@ -29,11 +29,7 @@ contract Faucet {
     /// @param token_ What is given away; somebody has to send some here.
     /// @param amount_ Wei each time.
     /// @param period_ Seconds between two times.
-    constructor(
-        IERC20 token_,
-        uint256 amount_,
-        uint256 period_
-    ) {
+    constructor(IERC20 token_, uint256 amount_, uint256 period_) {
         token = token_;
         amount = amount_;
         period = period_;
@@ -41,9 +37,7 @@ contract Faucet {
 
     /// @notice Gives `to` its amount. Anybody may ask for anybody: a new wallet has no coin for gas.
     /// @param to Who gets it.
-    function drip(
-        address to
-    ) external {
+    function drip(address to) external {
         uint256 next = nextDripAt[to];
         require(block.timestamp >= next, TooSoon(next));
         nextDripAt[to] = block.timestamp + period;

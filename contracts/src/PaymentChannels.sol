@@ -149,10 +149,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
 
     /// @param token_ The only token that channels will hold: one that moves exactly what it is asked to.
     /// @param closeGracePeriod Seconds between `requestClose` and `withdraw`.
-    constructor(
-        IERC20 token_,
-        uint64 closeGracePeriod
-    ) {
+    constructor(IERC20 token_, uint64 closeGracePeriod) {
         require(
             closeGracePeriod >= MINIMUM_CLOSE_GRACE_PERIOD,
             GracePeriodTooShort(closeGracePeriod, MINIMUM_CLOSE_GRACE_PERIOD)
@@ -219,10 +216,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// closing back.
     /// @param channelId The channel.
     /// @param additionalDeposit Wei.
-    function topUp(
-        bytes32 channelId,
-        uint128 additionalDeposit
-    ) external nonReentrant {
+    function topUp(bytes32 channelId, uint128 additionalDeposit) external nonReentrant {
         Record storage channel = _live(channelId);
         require(msg.sender == channel.payer, NotPayer());
         _topUp(channelId, channel, msg.sender, additionalDeposit);
@@ -284,9 +278,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// of all rows. Vouchers of contract wallets are skipped as `InvalidSignature`, and `settle` takes them.
     /// @param rows Channels with their vouchers; of several for a channel each has to raise it.
     /// @return total Wei that the caller got.
-    function settleBatch(
-        Settlement[] calldata rows
-    ) external nonReentrant returns (uint256 total) {
+    function settleBatch(Settlement[] calldata rows) external nonReentrant returns (uint256 total) {
         for (uint256 i = 0; i < rows.length; ++i) {
             Settlement calldata row = rows[i];
             Record storage channel = _channels[row.channelId];
@@ -375,9 +367,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// @notice Begins the grace period, in which the payee can still settle. Payer only; asking again
     /// changes nothing.
     /// @param channelId The channel.
-    function requestClose(
-        bytes32 channelId
-    ) external {
+    function requestClose(bytes32 channelId) external {
         Record storage channel = _live(channelId);
         require(msg.sender == channel.payer, NotPayer());
         if (channel.closeRequestedAt != 0) return;
@@ -388,9 +378,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     /// @notice Gives the payer back what was not settled, after the grace period, and closes the channel for
     /// ever. Payer only.
     /// @param channelId The channel.
-    function withdraw(
-        bytes32 channelId
-    ) external nonReentrant {
+    function withdraw(bytes32 channelId) external nonReentrant {
         Record storage channel = _live(channelId);
         require(msg.sender == channel.payer, NotPayer());
         uint256 requestedAt = channel.closeRequestedAt;
@@ -401,9 +389,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     // --- Views ------------------------------------------------------------------------------------
 
     /// @notice A channel; all zero where there was never one.
-    function getChannel(
-        bytes32 channelId
-    ) external view returns (Channel memory) {
+    function getChannel(bytes32 channelId) external view returns (Channel memory) {
         Record storage channel = _channels[channelId];
         Channel memory none;
         if (channel.payer == address(0)) return none;
@@ -427,8 +413,9 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
         bytes32 salt,
         address authorizedSigner
     ) public view returns (bytes32) {
-        return
-            keccak256(abi.encode(payer, payee, token_, salt, authorizedSigner, address(this), block.chainid));
+        return keccak256(
+            abi.encode(payer, payee, token_, salt, authorizedSigner, address(this), block.chainid)
+        );
     }
 
     // --- Inside -----------------------------------------------------------------------------------
@@ -485,26 +472,19 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
         _requireReceived(before, amount);
     }
 
-    function _requireReceived(
-        uint256 before,
-        uint128 asked
-    ) private view {
+    function _requireReceived(uint256 before, uint128 asked) private view {
         uint256 received = token.balanceOf(address(this)) - before;
         require(received == asked, InexactTransfer(asked, received));
     }
 
     /// @dev The channel, which exists and is not closed.
-    function _live(
-        bytes32 channelId
-    ) private view returns (Record storage channel) {
+    function _live(bytes32 channelId) private view returns (Record storage channel) {
         channel = _channels[channelId];
         require(channel.payer != address(0), ChannelNotFound());
         require(!channel.finalized, ChannelFinalized());
     }
 
-    function _signer(
-        Record storage channel
-    ) private view returns (address) {
+    function _signer(Record storage channel) private view returns (address) {
         address authorized = channel.authorizedSigner;
         return authorized == address(0) ? channel.payer : authorized;
     }
@@ -525,9 +505,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     }
 
     /// @dev Reverts with an error without arguments, unless it is none.
-    function _revertWith(
-        bytes4 selector
-    ) private pure {
+    function _revertWith(bytes4 selector) private pure {
         if (selector == 0) return;
         assembly ("memory-safe") {
             mstore(0, selector)
@@ -564,10 +542,7 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
     }
 
     /// @dev Closes for ever and gives the payer the rest.
-    function _finalize(
-        bytes32 channelId,
-        Record storage channel
-    ) private {
+    function _finalize(bytes32 channelId, Record storage channel) private {
         channel.finalized = true;
         uint128 refund = channel.deposit - channel.settled;
         address payer = channel.payer;

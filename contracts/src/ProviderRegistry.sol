@@ -193,10 +193,7 @@ contract ProviderRegistry is Stakes, Multicall {
     /// @notice Registers the caller, or changes its name.
     /// @param role As what.
     /// @param name Anything, 0 to 64 bytes; not unique.
-    function register(
-        Role role,
-        string calldata name
-    ) external {
+    function register(Role role, string calldata name) external {
         require(role != Role.None, InvalidRole(role));
         Bounds.check(name, "name", 0, MAX_NAME);
         Registration storage own = _registrations[msg.sender];
@@ -286,11 +283,7 @@ contract ProviderRegistry is Stakes, Multicall {
     /// @notice Changes what may change about an endpoint of the caller; a stopped one stays stopped.
     /// @param modelHash SHA-256 of the model file; zero where there is none to name.
     /// @param meta 0 to 1024 bytes.
-    function updateEndpoint(
-        bytes32 endpointId,
-        bytes32 modelHash,
-        string calldata meta
-    ) external {
+    function updateEndpoint(bytes32 endpointId, bytes32 modelHash, string calldata meta) external {
         Bounds.check(meta, "meta", 0, MAX_META);
         Endpoint storage own = _own(endpointId);
         own.updatedAt = uint64(block.timestamp);
@@ -300,9 +293,7 @@ contract ProviderRegistry is Stakes, Multicall {
     }
 
     /// @notice Takes an endpoint of the caller off, until `serveModel` is called for it again.
-    function stopModel(
-        bytes32 endpointId
-    ) external {
+    function stopModel(bytes32 endpointId) external {
         Endpoint storage own = _own(endpointId);
         if (own.stopped) return;
         own.stopped = true;
@@ -317,11 +308,7 @@ contract ProviderRegistry is Stakes, Multicall {
     /// @param modelId 1 to 128 bytes.
     /// @param inputPrice Wei per token of the prompt; 0 is free.
     /// @param outputPrice Wei per token of the answer; 0 is free.
-    function setPricing(
-        string calldata modelId,
-        uint128 inputPrice,
-        uint128 outputPrice
-    ) external {
+    function setPricing(string calldata modelId, uint128 inputPrice, uint128 outputPrice) external {
         Bounds.check(modelId, "modelId", 1, MAX_MODEL_ID);
         Pricing memory next = pricing(msg.sender, modelId);
         bool isRise = next.isSet && (inputPrice > next.inputPrice || outputPrice > next.outputPrice);
@@ -343,9 +330,7 @@ contract ProviderRegistry is Stakes, Multicall {
     // --- Views ------------------------------------------------------------------------------------
 
     /// @notice All about an address; all zero for one that is unknown.
-    function provider(
-        address account
-    ) public view returns (ProviderView memory) {
+    function provider(address account) public view returns (ProviderView memory) {
         Registration storage registration = _registrations[account];
         Stake storage its = _stakes[account];
         return ProviderView({
@@ -361,10 +346,7 @@ contract ProviderRegistry is Stakes, Multicall {
     }
 
     /// @notice What a provider asks for a model at this moment, and what is pending.
-    function pricing(
-        address provider_,
-        string memory modelId
-    ) public view returns (Pricing memory) {
+    function pricing(address provider_, string memory modelId) public view returns (Pricing memory) {
         Pricing memory its = _pricing[provider_][modelId];
         if (its.pendingAt != 0 && its.pendingAt <= block.timestamp) {
             (its.inputPrice, its.outputPrice) = (its.pendingInputPrice, its.pendingOutputPrice);
@@ -374,9 +356,7 @@ contract ProviderRegistry is Stakes, Multicall {
     }
 
     /// @notice All about an endpoint.
-    function endpoint(
-        bytes32 endpointId
-    ) public view returns (EndpointView memory) {
+    function endpoint(bytes32 endpointId) public view returns (EndpointView memory) {
         Endpoint storage its = _endpoints[endpointId];
         require(its.provider != address(0), EndpointNotFound(endpointId));
         return EndpointView({
@@ -394,9 +374,7 @@ contract ProviderRegistry is Stakes, Multicall {
     }
 
     /// @notice Whether consumers may use the endpoint; never for one that does not exist.
-    function isActive(
-        bytes32 endpointId
-    ) public view returns (bool) {
+    function isActive(bytes32 endpointId) public view returns (bool) {
         Endpoint storage its = _endpoints[endpointId];
         return _registrations[its.provider].role != Role.None && !its.stopped && _isBonded(its.provider)
             && _pricing[its.provider][its.modelId].isSet;
@@ -415,10 +393,7 @@ contract ProviderRegistry is Stakes, Multicall {
     /// @notice Addresses that were ever registered, oldest first.
     /// @param offset How many to leave out.
     /// @param limit How many at most; never more than `MAX_PAGE`.
-    function providers(
-        uint256 offset,
-        uint256 limit
-    ) external view returns (ProviderView[] memory page) {
+    function providers(uint256 offset, uint256 limit) external view returns (ProviderView[] memory page) {
         page = new ProviderView[](_pageLength(_providers.length, offset, limit));
         for (uint256 i = 0; i < page.length; ++i) {
             page[i] = provider(_providers[offset + i]);
@@ -428,10 +403,7 @@ contract ProviderRegistry is Stakes, Multicall {
     /// @notice All endpoints, stopped ones included, oldest first.
     /// @param offset How many to leave out.
     /// @param limit How many at most; never more than `MAX_PAGE`.
-    function endpoints(
-        uint256 offset,
-        uint256 limit
-    ) external view returns (EndpointView[] memory) {
+    function endpoints(uint256 offset, uint256 limit) external view returns (EndpointView[] memory) {
         return _page(_endpointIds, offset, limit);
     }
 
@@ -459,17 +431,13 @@ contract ProviderRegistry is Stakes, Multicall {
 
     // --- Inside -----------------------------------------------------------------------------------
 
-    function _own(
-        bytes32 endpointId
-    ) private view returns (Endpoint storage own) {
+    function _own(bytes32 endpointId) private view returns (Endpoint storage own) {
         own = _endpoints[endpointId];
         require(own.provider != address(0), EndpointNotFound(endpointId));
         require(own.provider == msg.sender, NotEndpointOwner(endpointId, msg.sender));
     }
 
-    function _clearPending(
-        Pricing memory its
-    ) private pure {
+    function _clearPending(Pricing memory its) private pure {
         (its.pendingAt, its.pendingInputPrice, its.pendingOutputPrice) = (0, 0, 0);
     }
 
@@ -484,11 +452,7 @@ contract ProviderRegistry is Stakes, Multicall {
         }
     }
 
-    function _pageLength(
-        uint256 length,
-        uint256 offset,
-        uint256 limit
-    ) private pure returns (uint256) {
+    function _pageLength(uint256 length, uint256 offset, uint256 limit) private pure returns (uint256) {
         if (offset >= length) return 0;
         uint256 left = length - offset;
         if (limit > MAX_PAGE) limit = MAX_PAGE;

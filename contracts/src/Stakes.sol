@@ -88,9 +88,7 @@ abstract contract Stakes is ReentrancyGuardTransient {
 
     /// @notice Puts the caller's tokens into its stake. They must be allowed to this contract before.
     /// @param amount Wei.
-    function stake(
-        uint256 amount
-    ) external nonReentrant {
+    function stake(uint256 amount) external nonReentrant {
         _stake(amount);
     }
 
@@ -113,9 +111,7 @@ abstract contract Stakes is ReentrancyGuardTransient {
     /// @notice Lets a part of the caller's bonded stake unbond. The waiting period begins anew for all that
     /// is unbonding, so that nothing comes out earlier than a whole period after it was asked for last.
     /// @param amount Wei.
-    function requestUnstake(
-        uint256 amount
-    ) external {
+    function requestUnstake(uint256 amount) external {
         Stake storage own = _stakes[msg.sender];
         require(amount != 0, ZeroAmount());
         uint256 bonded = own.staked - own.unbonding;
@@ -155,11 +151,7 @@ abstract contract Stakes is ReentrancyGuardTransient {
     /// @param provider_ Whose stake.
     /// @param amount Wei, at most all that is staked.
     /// @param evidence What it is for, 0 to 1024 bytes, for people to read; nothing here checks it.
-    function slash(
-        address provider_,
-        uint256 amount,
-        string calldata evidence
-    ) external nonReentrant {
+    function slash(address provider_, uint256 amount, string calldata evidence) external nonReentrant {
         require(msg.sender == arbiter, NotArbiter(msg.sender));
         require(amount != 0, ZeroAmount());
         Bounds.check(evidence, "evidence", 0, MAX_EVIDENCE);
@@ -175,16 +167,12 @@ abstract contract Stakes is ReentrancyGuardTransient {
     }
 
     /// @dev Whether enough of the stake is bonded for being listed.
-    function _isBonded(
-        address provider_
-    ) internal view returns (bool) {
+    function _isBonded(address provider_) internal view returns (bool) {
         Stake storage its = _stakes[provider_];
         return its.staked - its.unbonding >= minimumStake;
     }
 
-    function _stake(
-        uint256 amount
-    ) private {
+    function _stake(uint256 amount) private {
         uint256 before = token.balanceOf(address(this));
         token.safeTransferFrom(msg.sender, address(this), amount);
         // What came counts, not what was asked for: a token that keeps a fee cannot make stakes that others

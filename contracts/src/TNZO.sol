@@ -21,10 +21,7 @@ import {Signatures} from "./Signatures.sol";
 contract TNZO is ERC20, ERC20Permit, ERC3009 {
     /// @param treasury Gets the whole supply.
     /// @param supply Wei of TNZO that there will ever be.
-    constructor(
-        address treasury,
-        uint256 supply
-    ) ERC20("Tenzro", "TNZO") ERC20Permit("Tenzro") {
+    constructor(address treasury, uint256 supply) ERC20("Tenzro", "TNZO") ERC20Permit("Tenzro") {
         _mint(treasury, supply);
     }
 
@@ -78,20 +75,12 @@ contract TNZO is ERC20, ERC20Permit, ERC3009 {
     /// @param authorizer Who signed both.
     /// @param nonce Of the authorization.
     /// @param signature 65 bytes `r, s, v`, or whatever the contract wallet `authorizer` accepts.
-    function cancelAuthorization(
-        address authorizer,
-        bytes32 nonce,
-        bytes calldata signature
-    ) external {
+    function cancelAuthorization(address authorizer, bytes32 nonce, bytes calldata signature) external {
         _check(authorizer, abi.encode(CANCEL_AUTHORIZATION_TYPEHASH, authorizer, nonce), signature);
         _cancelAuthorization(authorizer, nonce);
     }
 
-    function _check(
-        address signer,
-        bytes memory message,
-        bytes calldata signature
-    ) private view {
+    function _check(address signer, bytes memory message, bytes calldata signature) private view {
         bytes32 digest = _hashTypedDataV4(keccak256(message));
         require(Signatures.isValid(signer, digest, signature), ERC3009InvalidSignature());
     }

@@ -38,10 +38,7 @@ abstract contract Vouchers is EIP712 {
     /// channel in all.
     /// @param channelId The channel.
     /// @param cumulativeAmount Wei since the channel was opened.
-    function voucherDigest(
-        bytes32 channelId,
-        uint128 cumulativeAmount
-    ) public view returns (bytes32) {
+    function voucherDigest(bytes32 channelId, uint128 cumulativeAmount) public view returns (bytes32) {
         return _hashTypedDataV4(keccak256(abi.encode(VOUCHER_TYPEHASH, channelId, cumulativeAmount)));
     }
 

@@ -19,11 +19,7 @@ contract ChannelsTest is Base {
         fund(carol, 1_000_000);
     }
 
-    function balances(
-        uint256 ofAlice,
-        uint256 ofBob,
-        uint256 held
-    ) private view {
+    function balances(uint256 ofAlice, uint256 ofBob, uint256 held) private view {
         vm.assertEq(token.balanceOf(alice), ofAlice, "payer");
         vm.assertEq(token.balanceOf(bob), ofBob, "payee");
         vm.assertEq(token.balanceOf(address(channels)), held, "held");
@@ -143,11 +139,7 @@ contract ChannelsTest is Base {
         channels.topUp(id, 0);
     }
 
-    function topUpSigned(
-        bytes32 id,
-        uint256 key,
-        uint128 amount
-    ) private {
+    function topUpSigned(bytes32 id, uint256 key, uint128 amount) private {
         address from = vm.addr(key);
         bytes32 nonce = keccak256(abi.encode(id, amount, from, SALT));
         bytes memory signature = deposit3009(key, amount, nonce);

@@ -24,12 +24,7 @@ contract ChannelsAttacksTest is Base {
         id = openChannel(1000, SALT);
     }
 
-    function settleRefused(
-        bytes32 id_,
-        uint128 amount,
-        bytes memory signature,
-        bytes4 why
-    ) private {
+    function settleRefused(bytes32 id_, uint128 amount, bytes memory signature, bytes4 why) private {
         vm.expectRevert(why);
         vm.prank(bob);
         channels.settle(id_, amount, signature);
@@ -116,10 +111,7 @@ contract ChannelsAttacksTest is Base {
 
     // --- 5: an old voucher as new money -----------------------------------------------------------
 
-    function testFuzz_attack05_lowerOrEqualVoucher(
-        uint128 first,
-        uint128 second
-    ) public {
+    function testFuzz_attack05_lowerOrEqualVoucher(uint128 first, uint128 second) public {
         first = uint128(bound(first, 1, 1000));
         second = uint128(bound(second, 0, first));
         vm.prank(bob);
@@ -227,17 +219,11 @@ contract ChannelsAttacksTest is Base {
         }
     }
 
-    function testFuzz_attack06_garbage(
-        bytes calldata garbage
-    ) public {
+    function testFuzz_attack06_garbage(bytes calldata garbage) public {
         settleRefused(id, 100, garbage, Vouchers.InvalidSignature.selector);
     }
 
-    function testFuzz_attack06_garbageOf65(
-        bytes32 r,
-        bytes32 s,
-        uint8 v
-    ) public {
+    function testFuzz_attack06_garbageOf65(bytes32 r, bytes32 s, uint8 v) public {
         settleRefused(id, 100, abi.encodePacked(r, s, v), Vouchers.InvalidSignature.selector);
     }
 
@@ -330,9 +316,7 @@ contract ChannelsAttacksTest is Base {
 
     // --- 10: tokens that are not what they seem ---------------------------------------------------
 
-    function use(
-        TestToken strange
-    ) private {
+    function use(TestToken strange) private {
         token = TNZO(address(strange));
         channels = deployChannels(address(strange));
         strange.mint(alice, 10_000);
@@ -340,9 +324,7 @@ contract ChannelsAttacksTest is Base {
         strange.approve(address(channels), type(uint256).max);
     }
 
-    function openSigned(
-        uint128 deposit
-    ) private returns (bytes32) {
+    function openSigned(uint128 deposit) private returns (bytes32) {
         bytes32 nonce = keccak256(abi.encode(alice, bob, address(token), SALT, address(0)));
         return channels.openWithAuthorization(
             bob, address(token), deposit, SALT, address(0), alice, 0, FOR_EVER, nonce, ""

@@ -49,12 +49,7 @@ contract ChannelsTableTest is Base {
         }
     }
 
-    function check(
-        bytes memory call,
-        State state,
-        address caller,
-        bytes4 expected
-    ) private {
+    function check(bytes memory call, State state, address caller, bytes4 expected) private {
         uint256 before = vm.snapshotState();
         bring(state);
         bytes memory channelBefore = abi.encode(channels.getChannel(id));
@@ -72,9 +67,7 @@ contract ChannelsTableTest is Base {
         vm.revertToState(before);
     }
 
-    function bring(
-        State state
-    ) private {
+    function bring(State state) private {
         if (state == State.None) return;
         openChannel(1000, SALT);
         if (state == State.Open) return;

@@ -62,11 +62,7 @@ contract GasTest is Base {
         vm.warp(START + UNBONDING);
     }
 
-    function measure(
-        address who,
-        address target,
-        bytes memory call
-    ) private {
+    function measure(address who, address target, bytes memory call) private {
         vm.prank(who);
         vm.resumeGasMetering();
         (bool isDone,) = target.call(call);

@@ -10,10 +10,7 @@ contract PricingTest is Base {
         deployAll();
     }
 
-    function set(
-        uint128 input,
-        uint128 output
-    ) private {
+    function set(uint128 input, uint128 output) private {
         vm.prank(alice);
         registry.setPricing("m", input, output);
     }
@@ -35,12 +32,7 @@ contract PricingTest is Base {
         vm.assertEq(seen.pendingOutputPrice, pending[1], "pending output");
     }
 
-    function announced(
-        uint64 version,
-        uint128 input,
-        uint128 output,
-        uint256 at_
-    ) private {
+    function announced(uint64 version, uint128 input, uint128 output, uint256 at_) private {
         vm.expectEmit(address(registry));
         emit ProviderRegistry.PricingSet(alice, "m", version, input, output, uint64(at_));
     }
@@ -172,9 +164,7 @@ contract PricingTest is Base {
 
     /// After any sequence of calls: what is charged at a moment was announced `priceDelay` before, or is
     /// not more, in either part, than what held just before it.
-    function testFuzz_attack18_neverASurprise(
-        uint256 seed
-    ) public {
+    function testFuzz_attack18_neverASurprise(uint256 seed) public {
         set(10, 10);
         uint256 time = START;
         uint128[2] memory held = [uint128(10), 10];

@@ -16,9 +16,7 @@ contract RegistryTest is Base {
         fund(alice, 10 * MINIMUM);
     }
 
-    function text(
-        uint256 length
-    ) private pure returns (string memory) {
+    function text(uint256 length) private pure returns (string memory) {
         bytes memory letters = new bytes(length);
         for (uint256 i = 0; i < length; ++i) {
             letters[i] = "x";
@@ -26,11 +24,7 @@ contract RegistryTest is Base {
         return string(letters);
     }
 
-    function serve(
-        address who,
-        string memory model,
-        string memory url
-    ) private returns (bytes32) {
+    function serve(address who, string memory model, string memory url) private returns (bytes32) {
         vm.prank(who);
         return registry.serveModel(model, HASH, url, "{}");
     }
@@ -142,11 +136,7 @@ contract RegistryTest is Base {
         vm.stopPrank();
     }
 
-    function testFuzz_schedule_bounds(
-        uint16 start,
-        uint16 end,
-        uint8 days_
-    ) public {
+    function testFuzz_schedule_bounds(uint16 start, uint16 end, uint8 days_) public {
         start = uint16(bound(start, 0, 1500));
         end = uint16(bound(end, 0, 1500));
         bool isValid = start <= 1439 && end >= 1 && end <= 1440 && start != end && days_ >= 1 && days_ <= 127;
@@ -251,12 +241,7 @@ contract RegistryTest is Base {
 
     // --- Lengths ----------------------------------------------------------------------------------
 
-    function refused(
-        string memory field,
-        uint256 length,
-        uint256 minimum,
-        uint256 maximum
-    ) private {
+    function refused(string memory field, uint256 length, uint256 minimum, uint256 maximum) private {
         vm.expectRevert(
             abi.encodeWithSelector(Bounds.InvalidLength.selector, field, length, minimum, maximum)
         );
@@ -318,9 +303,7 @@ contract RegistryTest is Base {
         }
     }
 
-    function step(
-        uint256 which
-    ) private {
+    function step(uint256 which) private {
         vm.startPrank(alice);
         if (which == 0) registry.register(PROVIDER, "");
         else if (which == 1) registry.stake(MINIMUM);

@@ -21,36 +21,24 @@ contract StakesTest is Base {
     }
 
     /// Wei staked, of it unbonding, and from when it can be taken out.
-    function expect(
-        address who,
-        uint256 staked,
-        uint256 unbonding,
-        uint256 until
-    ) private view {
+    function expect(address who, uint256 staked, uint256 unbonding, uint256 until) private view {
         ProviderRegistry.ProviderView memory seen = registry.provider(who);
         vm.assertEq(seen.staked, staked, "staked");
         vm.assertEq(seen.unbonding, unbonding, "unbonding");
         vm.assertEq(seen.unbondingUntil, until, "until");
     }
 
-    function stake(
-        address who,
-        uint256 amount
-    ) private {
+    function stake(address who, uint256 amount) private {
         vm.prank(who);
         registry.stake(amount);
     }
 
-    function unstake(
-        uint256 amount
-    ) private {
+    function unstake(uint256 amount) private {
         vm.prank(alice);
         registry.requestUnstake(amount);
     }
 
-    function slash(
-        uint256 amount
-    ) private {
+    function slash(uint256 amount) private {
         vm.prank(ARBITER);
         registry.slash(alice, amount, "why");
     }
@@ -259,12 +247,7 @@ contract StakesTest is Base {
         }
     }
 
-    function check(
-        uint256 state,
-        address caller,
-        bytes memory call,
-        bytes4 expected
-    ) private {
+    function check(uint256 state, address caller, bytes memory call, bytes4 expected) private {
         uint256 before = vm.snapshotState();
         if (state >= 1) stake(alice, 100);
         if (state >= 2) unstake(50);
@@ -276,11 +259,7 @@ contract StakesTest is Base {
         vm.revertToState(before);
     }
 
-    function testFuzz_slash_takesExactly(
-        uint256 staked,
-        uint256 unbonding,
-        uint256 amount
-    ) public {
+    function testFuzz_slash_takesExactly(uint256 staked, uint256 unbonding, uint256 amount) public {
         staked = bound(staked, 1, 10_000);
         unbonding = bound(unbonding, 0, staked);
         amount = bound(amount, 1, staked);
@@ -306,9 +285,7 @@ contract StakesTest is Base {
 
     // --- 10: tokens that are not what they seem ---------------------------------------------------
 
-    function use(
-        TestToken strange
-    ) private {
+    function use(TestToken strange) private {
         token = TNZO(address(strange));
         registry = deployRegistry(address(strange));
         strange.mint(alice, 10_000);

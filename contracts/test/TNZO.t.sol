@@ -263,17 +263,12 @@ contract TNZOTest is Base {
         use(Form.TransferSplit, address(0), bob, 0, FOR_EVER, new bytes(65));
     }
 
-    function testFuzz_attack06_garbage(
-        bytes calldata garbage
-    ) public {
+    function testFuzz_attack06_garbage(bytes calldata garbage) public {
         vm.expectRevert(ERC3009.ERC3009InvalidSignature.selector);
         use(Form.TransferPacked, alice, bob, 0, FOR_EVER, garbage);
     }
 
-    function testFuzz_authorization_movesExactly(
-        uint256 value,
-        bytes32 nonce
-    ) public {
+    function testFuzz_authorization_movesExactly(uint256 value, bytes32 nonce) public {
         value = bound(value, 0, SUPPLY - 1000);
         token.transfer(alice, value);
         bytes32 signed = transferDigest("Transfer", alice, bob, value, 0, FOR_EVER, nonce);

@@ -28,10 +28,7 @@ contract ChannelsHandler is Base {
 
     // --- Doing ------------------------------------------------------------------------------------
 
-    function act(
-        address who,
-        bytes memory call
-    ) private {
+    function act(address who, bytes memory call) private {
         vm.recordLogs();
         vm.prank(who);
         (bool isDone,) = address(channels).call(call);
@@ -43,9 +40,7 @@ contract ChannelsHandler is Base {
         }
     }
 
-    function take(
-        Vm.Log memory log
-    ) private {
+    function take(Vm.Log memory log) private {
         bytes32 kind = log.topics[0];
         bytes32 id = log.topics[1];
         PaymentChannels.Channel storage its = _mirror[id];
@@ -72,44 +67,30 @@ contract ChannelsHandler is Base {
         }
     }
 
-    function payerKey(
-        uint256 seed
-    ) private pure returns (uint256) {
+    function payerKey(uint256 seed) private pure returns (uint256) {
         return seed % 2 == 0 ? ALICE_KEY : CAROL_KEY;
     }
 
-    function payee(
-        uint256 seed
-    ) private view returns (address) {
+    function payee(uint256 seed) private view returns (address) {
         return seed % 2 == 0 ? bob : dave;
     }
 
     /// Mostly who it has to be, sometimes another.
-    function caller(
-        address right,
-        uint256 seed
-    ) private view returns (address) {
+    function caller(address right, uint256 seed) private view returns (address) {
         if (seed % 8 != 0) return right;
         return [alice, bob, carol, dave][(seed / 8) % 4];
     }
 
-    function someId(
-        uint256 seed
-    ) private view returns (bytes32) {
+    function someId(uint256 seed) private view returns (bytes32) {
         return _ids.length == 0 ? bytes32(seed) : _ids[seed % _ids.length];
     }
 
     /// Around what the channel holds; often more than was settled.
-    function someAmount(
-        bytes32 id,
-        uint256 seed
-    ) private view returns (uint128) {
+    function someAmount(bytes32 id, uint256 seed) private view returns (uint128) {
         return uint128(bound(seed, 0, uint256(_mirror[id].deposit) + 100));
     }
 
-    function keyOf(
-        address who
-    ) private view returns (uint256) {
+    function keyOf(address who) private view returns (uint256) {
         if (who == alice) return ALICE_KEY;
         if (who == bob) return BOB_KEY;
         if (who == carol) return CAROL_KEY;
@@ -117,23 +98,13 @@ contract ChannelsHandler is Base {
     }
 
     /// Mostly of the right signer.
-    function someVoucher(
-        bytes32 id,
-        uint128 amount,
-        uint256 seed
-    ) private view returns (bytes memory) {
+    function someVoucher(bytes32 id, uint128 amount, uint256 seed) private view returns (bytes memory) {
         PaymentChannels.Channel storage its = _mirror[id];
         uint256 key = its.authorizedSigner == address(0) ? keyOf(its.payer) : SESSION_KEY;
         return voucher(seed % 8 == 0 ? BOB_KEY : key, id, amount);
     }
 
-    function open(
-        uint256 who,
-        uint256 whom,
-        uint128 deposit,
-        bool hasSigner,
-        bool isSigned
-    ) external {
+    function open(uint256 who, uint256 whom, uint128 deposit, bool hasSigner, bool isSigned) external {
         deposit = uint128(bound(deposit, 0, 1e21));
         uint256 key = payerKey(who);
         address payer = vm.addr(key);
@@ -153,12 +124,7 @@ contract ChannelsHandler is Base {
         act(dave, call);
     }
 
-    function topUp(
-        uint256 which,
-        uint128 amount,
-        uint256 who,
-        bool isSigned
-    ) external {
+    function topUp(uint256 which, uint128 amount, uint256 who, bool isSigned) external {
         bytes32 id = someId(which);
         amount = uint128(bound(amount, 0, 1e20));
         if (!isSigned) {
@@ -175,21 +141,14 @@ contract ChannelsHandler is Base {
         act(bob, call);
     }
 
-    function settle(
-        uint256 which,
-        uint256 amount_,
-        uint256 who
-    ) external {
+    function settle(uint256 which, uint256 amount_, uint256 who) external {
         bytes32 id = someId(which);
         uint128 amount = someAmount(id, amount_);
         bytes memory signature = someVoucher(id, amount, who / 3);
         act(caller(_mirror[id].payee, who), abi.encodeCall(channels.settle, (id, amount, signature)));
     }
 
-    function settleBatch(
-        uint256 seed,
-        uint256 who
-    ) external {
+    function settleBatch(uint256 seed, uint256 who) external {
         PaymentChannels.Settlement[] memory rows = new PaymentChannels.Settlement[](seed % 5);
         for (uint256 i = 0; i < rows.length; ++i) {
             seed = uint256(keccak256(abi.encode(seed)));
@@ -200,12 +159,7 @@ contract ChannelsHandler is Base {
         act(payee(who), abi.encodeCall(channels.settleBatch, (rows)));
     }
 
-    function settleOrCloseSigned(
-        uint256 which,
-        uint256 amount_,
-        uint256 nonce,
-        bool isClose
-    ) external {
+    function settleOrCloseSigned(uint256 which, uint256 amount_, uint256 nonce, bool isClose) external {
         bytes32 id = someId(which);
         uint128 amount = someAmount(id, amount_);
         // Few nonces, so that they are tried again.
@@ -219,36 +173,24 @@ contract ChannelsHandler is Base {
         act(carol, abi.encodePacked(selector, arguments));
     }
 
-    function close(
-        uint256 which,
-        uint256 amount_,
-        uint256 who
-    ) external {
+    function close(uint256 which, uint256 amount_, uint256 who) external {
         bytes32 id = someId(which);
         uint128 amount = someAmount(id, amount_);
         bytes memory signature = someVoucher(id, amount, who / 3);
         act(caller(_mirror[id].payee, who), abi.encodeCall(channels.close, (id, amount, signature)));
     }
 
-    function requestClose(
-        uint256 which,
-        uint256 who
-    ) external {
+    function requestClose(uint256 which, uint256 who) external {
         bytes32 id = someId(which);
         act(caller(_mirror[id].payer, who), abi.encodeCall(channels.requestClose, (id)));
     }
 
-    function withdraw(
-        uint256 which,
-        uint256 who
-    ) external {
+    function withdraw(uint256 which, uint256 who) external {
         bytes32 id = someId(which);
         act(caller(_mirror[id].payer, who), abi.encodeCall(channels.withdraw, (id)));
     }
 
-    function wait(
-        uint256 time
-    ) external {
+    function wait(uint256 time) external {
         vm.warp(block.timestamp + bound(time, 0, GRACE));
     }
 

@@ -19,10 +19,7 @@ contract RegistryHandler is Base {
         fund(carol, FUNDS);
     }
 
-    function act(
-        address who,
-        bytes memory call
-    ) private {
+    function act(address who, bytes memory call) private {
         vm.recordLogs();
         vm.prank(who);
         (bool isDone,) = address(registry).call(call);
@@ -34,131 +31,80 @@ contract RegistryHandler is Base {
         }
     }
 
-    function actor(
-        uint256 seed
-    ) public view returns (address) {
+    function actor(uint256 seed) public view returns (address) {
         return [alice, bob, carol][seed % 3];
     }
 
-    function model(
-        uint256 seed
-    ) public pure returns (string memory) {
+    function model(uint256 seed) public pure returns (string memory) {
         return ["m", "n"][seed % 2];
     }
 
-    function someId(
-        uint256 seed
-    ) private view returns (bytes32) {
+    function someId(uint256 seed) private view returns (bytes32) {
         uint256 count = _mirror.endpointCount();
         return count == 0 ? bytes32(seed) : _mirror.endpointIds(seed % count);
     }
 
-    function register(
-        uint256 who,
-        bool isNamed
-    ) external {
+    function register(uint256 who, bool isNamed) external {
         bytes memory call = abi.encodeCall(
             registry.register, (ProviderRegistry.Role.ModelProvider, isNamed ? "somebody" : "")
         );
         act(actor(who), call);
     }
 
-    function deregister(
-        uint256 who
-    ) external {
+    function deregister(uint256 who) external {
         act(actor(who), abi.encodeCall(registry.deregister, ()));
     }
 
-    function stake(
-        uint256 who,
-        uint256 amount
-    ) external {
+    function stake(uint256 who, uint256 amount) external {
         act(actor(who), abi.encodeCall(registry.stake, (bound(amount, 0, 3 * MINIMUM))));
     }
 
-    function requestUnstake(
-        uint256 who,
-        uint256 amount
-    ) external {
+    function requestUnstake(uint256 who, uint256 amount) external {
         act(actor(who), abi.encodeCall(registry.requestUnstake, (bound(amount, 0, 3 * MINIMUM))));
     }
 
-    function cancelUnstake(
-        uint256 who
-    ) external {
+    function cancelUnstake(uint256 who) external {
         act(actor(who), abi.encodeCall(registry.cancelUnstake, ()));
     }
 
-    function withdrawStake(
-        uint256 who
-    ) external {
+    function withdrawStake(uint256 who) external {
         act(actor(who), abi.encodeCall(registry.withdrawStake, ()));
     }
 
-    function slash(
-        uint256 who,
-        uint256 amount,
-        bool isArbiter
-    ) external {
+    function slash(uint256 who, uint256 amount, bool isArbiter) external {
         bytes memory call = abi.encodeCall(registry.slash, (actor(who), bound(amount, 0, MINIMUM), "why"));
         act(isArbiter ? ARBITER : actor(amount), call);
     }
 
-    function setSchedule(
-        uint256 who,
-        uint16 start,
-        uint16 end,
-        uint8 days_
-    ) external {
+    function setSchedule(uint256 who, uint16 start, uint16 end, uint8 days_) external {
         bytes memory call =
             abi.encodeCall(registry.setSchedule, ("UTC", start % 1500, end % 1500, days_ % 130));
         act(actor(who), call);
     }
 
-    function clearSchedule(
-        uint256 who
-    ) external {
+    function clearSchedule(uint256 who) external {
         act(actor(who), abi.encodeCall(registry.clearSchedule, ()));
     }
 
-    function serveModel(
-        uint256 who,
-        uint256 what,
-        uint256 where
-    ) external {
+    function serveModel(uint256 who, uint256 what, uint256 where) external {
         string memory url = ["http://a/v1", "http://b/v1"][where % 2];
         bytes memory call = abi.encodeCall(registry.serveModel, (model(what), bytes32(what), url, "{}"));
         act(actor(who), call);
     }
 
-    function updateEndpoint(
-        uint256 who,
-        uint256 which,
-        bytes32 hash
-    ) external {
+    function updateEndpoint(uint256 who, uint256 which, bytes32 hash) external {
         act(actor(who), abi.encodeCall(registry.updateEndpoint, (someId(which), hash, "updated")));
     }
 
-    function stopModel(
-        uint256 who,
-        uint256 which
-    ) external {
+    function stopModel(uint256 who, uint256 which) external {
         act(actor(who), abi.encodeCall(registry.stopModel, (someId(which))));
     }
 
-    function setPricing(
-        uint256 who,
-        uint256 what,
-        uint128 input,
-        uint128 output
-    ) external {
+    function setPricing(uint256 who, uint256 what, uint128 input, uint128 output) external {
         act(actor(who), abi.encodeCall(registry.setPricing, (model(what), input % 10, output % 10)));
     }
 
-    function many(
-        uint256 who,
-        uint256 what
-    ) external {
+    function many(uint256 who, uint256 what) external {
         bytes[] memory calls = new bytes[](3);
         calls[0] = abi.encodeCall(registry.register, (ProviderRegistry.Role.ModelProvider, "many"));
         calls[1] = abi.encodeCall(registry.stake, (MINIMUM));
@@ -167,17 +113,13 @@ contract RegistryHandler is Base {
     }
 
     /// Tokens sent past the functions are nobody's stake.
-    function give(
-        uint256 amount
-    ) external {
+    function give(uint256 amount) external {
         amount = bound(amount, 0, 1e18);
         _given += amount;
         token.transfer(address(registry), amount);
     }
 
-    function wait(
-        uint256 time
-    ) external {
+    function wait(uint256 time) external {
         vm.warp(block.timestamp + bound(time, 0, time % 2 == 0 ? 2 * DELAY : 8 days));
     }
 

@@ -15,15 +15,11 @@ contract RegistryMirror {
     mapping(bytes32 => ProviderRegistry.EndpointView) private _endpoints;
     bytes32[] public endpointIds;
 
-    constructor(
-        uint256 minimumStake
-    ) {
+    constructor(uint256 minimumStake) {
         _minimumStake = minimumStake;
     }
 
-    function take(
-        Vm.Log memory log
-    ) external {
+    function take(Vm.Log memory log) external {
         bytes32 kind = log.topics[0];
         if (kind == ProviderRegistry.ModelServed.selector) return served(log);
         if (kind == ProviderRegistry.EndpointUpdated.selector) {
@@ -70,9 +66,7 @@ contract RegistryMirror {
         }
     }
 
-    function served(
-        Vm.Log memory log
-    ) private {
+    function served(Vm.Log memory log) private {
         bytes32 id = log.topics[1];
         ProviderRegistry.EndpointView storage its = _endpoints[id];
         if (its.provider == address(0)) endpointIds.push(id);
@@ -84,10 +78,7 @@ contract RegistryMirror {
         its.updatedAt = uint64(block.timestamp);
     }
 
-    function priced(
-        address who,
-        bytes memory data
-    ) private {
+    function priced(address who, bytes memory data) private {
         (string memory modelId, uint64 version, uint128 input, uint128 output, uint64 effectiveAt) =
             abi.decode(data, (string, uint64, uint128, uint128, uint64));
         ProviderRegistry.Pricing memory its = pricing(who, modelId);
@@ -101,9 +92,7 @@ contract RegistryMirror {
         _pricing[who][modelId] = its;
     }
 
-    function provider(
-        address who
-    ) external view returns (ProviderRegistry.ProviderView memory its) {
+    function provider(address who) external view returns (ProviderRegistry.ProviderView memory its) {
         its = _providers[who];
         its.provider = who;
     }
@@ -119,9 +108,7 @@ contract RegistryMirror {
         }
     }
 
-    function endpoint(
-        bytes32 id
-    ) external view returns (ProviderRegistry.EndpointView memory its) {
+    function endpoint(bytes32 id) external view returns (ProviderRegistry.EndpointView memory its) {
         its = _endpoints[id];
         its.pricing = pricing(its.provider, its.modelId);
         ProviderRegistry.ProviderView storage whose = _providers[its.provider];

@@ -45,24 +45,17 @@ abstract contract Base {
         );
     }
 
-    function deployRegistry(
-        address token_
-    ) internal returns (ProviderRegistry) {
+    function deployRegistry(address token_) internal returns (ProviderRegistry) {
         bytes memory arguments = abi.encode(token_, ARBITER, TREASURY, MINIMUM, UNBONDING, DELAY);
         return ProviderRegistry(vm.deployCode("artifacts/ProviderRegistry.json", arguments));
     }
 
-    function deployChannels(
-        address token_
-    ) internal returns (PaymentChannels) {
+    function deployChannels(address token_) internal returns (PaymentChannels) {
         return PaymentChannels(vm.deployCode("artifacts/PaymentChannels.json", abi.encode(token_, GRACE)));
     }
 
     /// Gives tokens, allowed to both contracts.
-    function fund(
-        address who,
-        uint256 amount
-    ) internal {
+    function fund(address who, uint256 amount) internal {
         token.transfer(who, amount);
         vm.startPrank(who);
         token.approve(address(registry), type(uint256).max);
@@ -71,36 +64,25 @@ abstract contract Base {
     }
 
     /// Brings a value of the fuzzer into a range, ends included.
-    function bound(
-        uint256 value,
-        uint256 minimum,
-        uint256 maximum
-    ) internal pure returns (uint256) {
+    function bound(uint256 value, uint256 minimum, uint256 maximum) internal pure returns (uint256) {
         if (value >= minimum && value <= maximum) return value;
         return minimum + value % (maximum - minimum + 1);
     }
 
     // --- Signatures -------------------------------------------------------------------------------
 
-    function pack(
-        uint256 key,
-        bytes32 digest
-    ) internal pure returns (bytes memory) {
+    function pack(uint256 key, bytes32 digest) internal pure returns (bytes memory) {
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
         return abi.encodePacked(r, s, v);
     }
 
     /// The other signature of the same message: `s` in the upper half.
-    function flip(
-        bytes memory signature
-    ) internal pure returns (bytes memory) {
+    function flip(bytes memory signature) internal pure returns (bytes memory) {
         (uint8 v, bytes32 r, bytes32 s) = unpack(signature);
         return abi.encodePacked(r, bytes32(ORDER - uint256(s)), v == 27 ? uint8(28) : uint8(27));
     }
 
-    function unpack(
-        bytes memory signature
-    ) internal pure returns (uint8 v, bytes32 r, bytes32 s) {
+    function unpack(bytes memory signature) internal pure returns (uint8 v, bytes32 r, bytes32 s) {
         assembly ("memory-safe") {
             r := mload(add(signature, 0x20))
             s := mload(add(signature, 0x40))
@@ -109,11 +91,7 @@ abstract contract Base {
     }
 
     /// Written out here, from EIP-712 and the draft, and not asked of the contract.
-    function domain(
-        string memory name,
-        uint256 chainId,
-        address contract_
-    ) internal pure returns (bytes32) {
+    function domain(string memory name, uint256 chainId, address contract_) internal pure returns (bytes32) {
         return keccak256(
             abi.encode(
                 keccak256(
@@ -127,10 +105,7 @@ abstract contract Base {
         );
     }
 
-    function typed(
-        bytes32 domain_,
-        bytes memory message
-    ) internal pure returns (bytes32) {
+    function typed(bytes32 domain_, bytes memory message) internal pure returns (bytes32) {
         return keccak256(abi.encodePacked(hex"1901", domain_, keccak256(message)));
     }
 
@@ -142,19 +117,11 @@ abstract contract Base {
         return domain("Tenzro", block.chainid, address(token));
     }
 
-    function voucher(
-        uint256 key,
-        bytes32 id,
-        uint128 amount
-    ) internal view returns (bytes memory) {
+    function voucher(uint256 key, bytes32 id, uint128 amount) internal view returns (bytes memory) {
         return pack(key, voucherDigest(channelsDomain(), id, amount));
     }
 
-    function voucherDigest(
-        bytes32 domain_,
-        bytes32 id,
-        uint128 amount
-    ) internal pure returns (bytes32) {
+    function voucherDigest(bytes32 domain_, bytes32 id, uint128 amount) internal pure returns (bytes32) {
         bytes32 typeHash = keccak256("Voucher(bytes32 channelId,uint128 cumulativeAmount)");
         return typed(domain_, abi.encode(typeHash, id, amount));
     }
@@ -190,11 +157,7 @@ abstract contract Base {
     }
 
     /// An authorization that lets the channels receive, valid for ever.
-    function deposit3009(
-        uint256 key,
-        uint128 value,
-        bytes32 nonce
-    ) internal view returns (bytes memory) {
+    function deposit3009(uint256 key, uint128 value, bytes32 nonce) internal view returns (bytes memory) {
         address from = vm.addr(key);
         return pack(key, transferDigest("Receive", from, address(channels), value, 0, FOR_EVER, nonce));
     }
@@ -206,8 +169,9 @@ abstract contract Base {
         uint256 nonce,
         uint256 deadline
     ) internal view returns (bytes32) {
-        bytes32 typeHash =
-            keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
+        bytes32 typeHash = keccak256(
+            "Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
+        );
         return typed(tokenDomain(), abi.encode(typeHash, owner, spender, value, nonce, deadline));
     }
 
@@ -219,17 +183,13 @@ abstract contract Base {
         bytes32 salt,
         address signer
     ) internal view returns (bytes32) {
-        return
-            keccak256(
-                abi.encode(payer, payee, address(token), salt, signer, address(channels), block.chainid)
-            );
+        return keccak256(
+            abi.encode(payer, payee, address(token), salt, signer, address(channels), block.chainid)
+        );
     }
 
     /// A channel from Alice to Bob.
-    function openChannel(
-        uint128 deposit,
-        bytes32 salt
-    ) internal returns (bytes32) {
+    function openChannel(uint128 deposit, bytes32 salt) internal returns (bytes32) {
         vm.prank(alice);
         return channels.open(bob, address(token), deposit, salt, address(0));
     }

@@ -5,10 +5,7 @@ import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
 
 /// @notice What tokens other than TNZO do. Everybody may mint.
 abstract contract TestToken is ERC20("Test", "TEST") {
-    function mint(
-        address to,
-        uint256 amount
-    ) external {
+    function mint(address to, uint256 amount) external {
         _mint(to, amount);
     }
 
@@ -28,11 +25,7 @@ abstract contract TestToken is ERC20("Test", "TEST") {
 
 /// @notice Keeps a hundredth of each transfer.
 contract FeeToken is TestToken {
-    function _update(
-        address from,
-        address to,
-        uint256 value
-    ) internal override {
+    function _update(address from, address to, uint256 value) internal override {
         if (from == address(0) || to == address(0)) return super._update(from, to, value);
         super._update(from, to, value - value / 100);
         super._update(from, address(0), value / 100);
@@ -43,35 +36,22 @@ contract FeeToken is TestToken {
 contract FalseToken is TestToken {
     bool public isRefusing;
 
-    function refuse(
-        bool isRefusing_
-    ) external {
+    function refuse(bool isRefusing_) external {
         isRefusing = isRefusing_;
     }
 
-    function transfer(
-        address to,
-        uint256 value
-    ) public override returns (bool) {
+    function transfer(address to, uint256 value) public override returns (bool) {
         return !isRefusing && super.transfer(to, value);
     }
 
-    function transferFrom(
-        address from,
-        address to,
-        uint256 value
-    ) public override returns (bool) {
+    function transferFrom(address from, address to, uint256 value) public override returns (bool) {
         return !isRefusing && super.transferFrom(from, to, value);
     }
 }
 
 /// @notice Says yes and moves nothing.
 contract EmptyToken is TestToken {
-    function transferFrom(
-        address,
-        address,
-        uint256
-    ) public pure override returns (bool) {
+    function transferFrom(address, address, uint256) public pure override returns (bool) {
         return true;
     }
 }
@@ -85,18 +65,11 @@ contract ReentrantToken is TestToken {
     bool public isDone;
     bytes public result;
 
-    function arm(
-        address target,
-        bytes calldata call_
-    ) external {
+    function arm(address target, bytes calldata call_) external {
         (_target, _call, isCalled, isDone, result) = (target, call_, false, false, "");
     }
 
-    function _update(
-        address from,
-        address to,
-        uint256 value
-    ) internal override {
+    function _update(address from, address to, uint256 value) internal override {
         if (_target != address(0)) {
             address target = _target;
             _target = address(0);

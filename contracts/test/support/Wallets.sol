@@ -7,31 +7,21 @@ import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 contract Wallet {
     address public owner;
 
-    constructor(
-        address owner_
-    ) {
+    constructor(address owner_) {
         owner = owner_;
     }
 
-    function setOwner(
-        address owner_
-    ) external {
+    function setOwner(address owner_) external {
         owner = owner_;
     }
 
-    function isValidSignature(
-        bytes32 hash,
-        bytes calldata signature
-    ) external view returns (bytes4) {
+    function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4) {
         (address signer,,) = ECDSA.tryRecoverCalldata(hash, signature);
         return signer == owner ? this.isValidSignature.selector : bytes4(0xffffffff);
     }
 
     /// Sends a call, as wallets do.
-    function act(
-        address to,
-        bytes calldata data
-    ) external returns (bytes memory) {
+    function act(address to, bytes calldata data) external returns (bytes memory) {
         (bool isDone, bytes memory result) = to.call(data);
         require(isDone, string(result));
         return result;
@@ -40,10 +30,7 @@ contract Wallet {
 
 /// @notice Accepts every signature, after using up all the gas it gets.
 contract GasBurner {
-    function isValidSignature(
-        bytes32,
-        bytes calldata
-    ) external pure returns (bytes4) {
+    function isValidSignature(bytes32, bytes calldata) external pure returns (bytes4) {
         while (true) {}
         return 0x1626ba7e;
     }
