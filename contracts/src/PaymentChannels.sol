@@ -313,12 +313,12 @@ contract PaymentChannels is Vouchers, ReentrancyGuardTransient {
         bytes calldata payeeSignature,
         bytes calldata voucherSignature
     ) external nonReentrant {
-        Record storage channel = _channels[channelId];
+        Record storage channel = _live(channelId);
         address payee = channel.payee;
-        _revertWith(_refusal(channel, payee, cumulativeAmount));
         _useAuthorization(
             SETTLE_TYPEHASH, payee, channelId, cumulativeAmount, nonce, deadline, payeeSignature
         );
+        _revertWith(_refusal(channel, payee, cumulativeAmount));
         _requireVoucher(_signer(channel), channelId, cumulativeAmount, voucherSignature);
         uint128 amount = _settle(channelId, channel, cumulativeAmount);
         token.safeTransfer(payee, amount);

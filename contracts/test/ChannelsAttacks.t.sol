@@ -138,17 +138,32 @@ contract ChannelsAttacksTest is Base {
         bytes memory ofPayee = payeeAuthorization(BOB_KEY, "Settle", id, 100, 7, FOR_EVER);
         bytes memory ofPayer = voucher(ALICE_KEY, id, 100);
         channels.settleWithAuthorization(id, 100, 7, FOR_EVER, ofPayee, ofPayer);
-        vm.expectRevert(PaymentChannels.AmountNotIncreasing.selector);
+        vm.expectRevert(Vouchers.NonceAlreadyUsed.selector);
         channels.settleWithAuthorization(id, 100, 7, FOR_EVER, ofPayee, ofPayer);
 
         bytes memory more = payeeAuthorization(BOB_KEY, "Settle", id, 200, 7, FOR_EVER);
         ofPayer = voucher(ALICE_KEY, id, 200);
         vm.expectRevert(Vouchers.NonceAlreadyUsed.selector);
         channels.settleWithAuthorization(id, 200, 7, FOR_EVER, more, ofPayer);
-        // One set of nonces for both.
+        // One set of nonces for settling and closing.
         bytes memory closing = payeeAuthorization(BOB_KEY, "Close", id, 200, 7, FOR_EVER);
         vm.expectRevert(Vouchers.NonceAlreadyUsed.selector);
         channels.closeWithAuthorization(id, 200, 7, FOR_EVER, closing, ofPayer);
+    }
+
+    function test_attack05_payeeAuthorizationForWhatWasSettled() public {
+        bytes memory ofPayer = voucher(ALICE_KEY, id, 100);
+        vm.prank(bob);
+        channels.settle(id, 100, ofPayer);
+        bytes memory ofPayee = payeeAuthorization(BOB_KEY, "Settle", id, 100, 7, FOR_EVER);
+        vm.expectRevert(PaymentChannels.AmountNotIncreasing.selector);
+        channels.settleWithAuthorization(id, 100, 7, FOR_EVER, ofPayee, ofPayer);
+        // What failed used nothing up.
+        vm.assertFalse(channels.payeeNonceUsed(id, 7));
+        ofPayee = payeeAuthorization(BOB_KEY, "Settle", id, 1001, 7, FOR_EVER);
+        ofPayer = voucher(ALICE_KEY, id, 1001);
+        vm.expectRevert(PaymentChannels.AmountExceedsDeposit.selector);
+        channels.settleWithAuthorization(id, 1001, 7, FOR_EVER, ofPayee, ofPayer);
     }
 
     function test_attack05_payeeAuthorizationLate() public {
