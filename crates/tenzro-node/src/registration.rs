@@ -3,9 +3,7 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tenzro_ledger::{
-    Account, Address, B256, Offer, Operations, PrivateKeySigner, SendError, Signed,
-};
+use tenzro_ledger::{Account, B256, Offer, Operations, PrivateKeySigner, SendError, Signed};
 use tenzro_protocol::inference::ModelCard;
 use tenzro_protocol::json_rpc::RpcError;
 use tenzro_protocol::network::ProviderInfo;
@@ -13,6 +11,7 @@ use tenzro_protocol::network::ProviderInfo;
 use crate::directory::meta;
 use crate::network::Network;
 use crate::node_client::{NodeClient, NodeError};
+use crate::servers::LedgerPlace;
 
 /// Another program may send from the same wallet in between.
 const NONCE_ATTEMPTS: u32 = 5;
@@ -112,9 +111,12 @@ impl Registration {
         Ok((registration, recorded))
     }
 
-    /// Whose endpoint it is, on the ledger.
-    pub fn provider(&self) -> Option<Address> {
-        self.on_ledger.as_ref().map(|one| one.account.address())
+    /// Its place on the ledger, when it has one.
+    pub fn place(&self) -> Option<LedgerPlace> {
+        self.on_ledger.as_ref().map(|_| LedgerPlace {
+            base_url: self.base_url.clone(),
+            rpc_url: self.node.url().to_owned(),
+        })
     }
 
     /// Nobody is sent here any more.

@@ -14,7 +14,8 @@ use tenzro_protocol::network::{Missing, ProviderInfo};
 use crate::output::Output;
 use crate::report::Failure;
 
-const START_NODE: &str = "tenzro-cli node start --detach";
+/// What to do when there is no node.
+pub(super) const START_NODE: &str = "tenzro-cli node start --detach";
 
 /// The node of the settings.
 pub(super) fn node(config: &Config) -> anyhow::Result<NodeClient> {

@@ -46,11 +46,11 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         shower.bytes("loading", (f64::from(share) * size as f64) as u64, size);
         true
     });
-    let server = tokio::select! {
+    let mut server = tokio::select! {
         started = starting => started.map_err(|error| explain(error, &serve))?,
         () = stop.wait() => return Ok(()),
     };
-    let (registration, provider) = match register(config, &server, remote, output).await {
+    let (registration, provider) = match register(config, &mut server, remote, output).await {
         Ok(registered) => registered,
         Err(error) => {
             server.shutdown(Duration::ZERO).await;
@@ -66,7 +66,10 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         let (ended, finished) = tokio::join!(unregister(registration), server.shutdown(DRAIN));
         if let Err(error) = ended {
             output.warn(format!("it is still registered: {error}"));
-            output.hint("stop it again with the same --port, or: tenzro-cli provider status");
+            output.hint(format!(
+                "tenzro-cli model stop {}, once the node answers",
+                serve.model
+            ));
         }
         if !finished {
             output.warn("some answers were cut off");
@@ -111,7 +114,7 @@ impl Remote {
 /// serves all the same.
 async fn register(
     config: &Config,
-    server: &ModelServer,
+    server: &mut ModelServer,
     remote: Option<Remote>,
     output: &Output,
 ) -> anyhow::Result<(Option<Registration>, Option<ProviderInfo>)> {
@@ -138,6 +141,9 @@ async fn register(
         RegistrationError::Node(error) => explain_node(error),
         RegistrationError::Send(error) => explain_send(error, &network),
     })?;
+    if let Some(place) = registration.place() {
+        server.set_registered(place)?;
+    }
     Ok((Some(registration), Some(recorded.provider)))
 }
 
@@ -273,7 +279,6 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
         id,
         source,
         cors: config.get("serve.cors").unwrap_or(false),
-        is_remote: serve.remote,
     })
 }
 
