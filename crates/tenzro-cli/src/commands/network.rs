@@ -8,7 +8,7 @@ use tenzro_ledger::{
     WalletError,
 };
 use tenzro_node::config::Config;
-use tenzro_node::{Network, NetworkError, NodeClient, NodeError, provider_info};
+use tenzro_node::{Network, NetworkError, NodeClient, NodeError, provider_info, running_node};
 use tenzro_protocol::network::{Missing, ProviderInfo};
 
 use crate::output::Output;
@@ -21,6 +21,15 @@ pub(super) const START_NODE: &str = "tenzro-cli node start --detach";
 pub(super) fn node(config: &Config) -> anyhow::Result<NodeClient> {
     let url: String = config.get("rpc").unwrap_or_default();
     NodeClient::new(&url, &config.home).map_err(explain_node)
+}
+
+/// The node of this home, when it runs, whatever the settings say.
+pub(super) fn own_node(config: &Config) -> anyhow::Result<Option<NodeClient>> {
+    let Some(node) = running_node(&config.home) else {
+        return Ok(None);
+    };
+    let client = NodeClient::new(&node.rpc_url, &config.home);
+    client.map(Some).map_err(explain_node)
 }
 
 /// The node and its ledger.

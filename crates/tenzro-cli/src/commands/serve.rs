@@ -10,7 +10,7 @@ use tenzro_hub::{HashState, LibraryEntry};
 use tenzro_node::config::Config;
 use tenzro_node::{
     EngineConfig, LoadError, ModelServer, Network, Registration, RegistrationError, ServeOptions,
-    ServerRecord, Servers, Source, StartError, running_node,
+    ServerRecord, Servers, Source, StartError, forget,
 };
 use tenzro_protocol::model_id;
 use tenzro_protocol::network::ProviderInfo;
@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::detach::{self, Background};
 use super::network::{
-    Unlocked, connect, explain_node, explain_send, node, own_wallet, tell_missing, unlock,
+    Unlocked, connect, explain_node, explain_send, own_node, own_wallet, tell_missing, unlock,
 };
 use super::{find, library};
 use crate::arguments::Serve;
@@ -62,8 +62,10 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
     stop.wait().await;
     output.note("stopping: running answers may finish (30 s); once more to stop at once");
     let ending = async {
+        let record = server.record().clone();
         // Nobody is sent here any more while the last answers finish.
-        let (ended, finished) = tokio::join!(unregister(registration), server.shutdown(DRAIN));
+        let unregistering = unregister(config, registration, &record);
+        let (ended, finished) = tokio::join!(unregistering, server.shutdown(DRAIN));
         if let Err(error) = ended {
             output.warn(format!("it is still registered: {error}"));
             output.hint(format!(
@@ -120,10 +122,10 @@ async fn register(
 ) -> anyhow::Result<(Option<Registration>, Option<ProviderInfo>)> {
     let record = server.record();
     let Some(remote) = remote else {
-        if running_node(&config.home).is_none() {
+        let Some(node) = own_node(config)? else {
             return Ok((None, None));
-        }
-        let registered = Registration::local(node(config)?, &record.model, &record.base_url);
+        };
+        let registered = Registration::local(node, &record.model, &record.base_url);
         return Ok(match registered.await {
             Ok(registration) => (Some(registration), None),
             Err(error) => {
@@ -147,11 +149,21 @@ async fn register(
     Ok((Some(registration), Some(recorded.provider)))
 }
 
-async fn unregister(registration: Option<Registration>) -> Result<(), RegistrationError> {
+async fn unregister(
+    config: &Config,
+    registration: Option<Registration>,
+    record: &ServerRecord,
+) -> anyhow::Result<()> {
     match registration {
-        Some(registration) => registration.end().await,
-        None => Ok(()),
+        Some(registration) => registration.end().await?,
+        None => {
+            // A node that started later found this server by itself.
+            if let Some(node) = own_node(config)? {
+                forget(&node, &record.model, Some(&record.base_url)).await?;
+            }
+        }
     }
+    Ok(())
 }
 
 /// What to do next, or what is missing until this server can earn.

@@ -9,7 +9,7 @@ use tenzro_node::{LedgerPlace, ServerRecord, Servers};
 use tenzro_protocol::model_id::{comparable, nearest};
 
 use super::detach;
-use super::network::{Acting, connect, wallet};
+use super::network::{Acting, connect, own_node, wallet};
 use super::serve::DRAIN;
 use crate::output::Output;
 use crate::report::Failure;
@@ -113,10 +113,19 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// A server that ended without saying so, as after kill -9, is still on the ledger: takes it off.
-/// True when there was one.
+/// A server that ended without saying so, as after kill -9, is still known to others: takes it
+/// off. True when there was one.
 async fn unregister(config: &Config, model: &str, output: &Output) -> anyhow::Result<bool> {
     let wanted = comparable(model);
+    if let Some(node) = own_node(config)? {
+        // Forgets local ones, and takes those of the node's wallet off the ledger.
+        let stopped = node.call("tenzro_stopModel", json!([model])).await;
+        if let Ok(stopped) = stopped {
+            let _: serde_json::Value = stopped;
+            tell_unregistered(model, output);
+            return Ok(true);
+        }
+    }
     let is_meant = |endpoint: &Endpoint| comparable(&endpoint.model_id) == wanted;
     let left = left_on_ledger(config, is_meant).await;
     let left = left.unwrap_or_default();
@@ -127,16 +136,17 @@ async fn unregister(config: &Config, model: &str, output: &Output) -> anyhow::Re
     for endpoint in left {
         let stopped = acting.operations().stop_model(endpoint.id).await;
         stopped.map_err(|error| acting.explain(error))?;
-        if output.json {
-            output.json(&json!({"stopped": endpoint.model_id, "unregistered": endpoint.base_url}));
-        } else {
-            output.line(format!(
-                "{} is off the ledger (no server was running)",
-                endpoint.model_id
-            ));
-        }
+        tell_unregistered(&endpoint.model_id, output);
     }
     Ok(true)
+}
+
+fn tell_unregistered(model: &str, output: &Output) {
+    if output.json {
+        output.json(&json!({"stopped": model, "port": null}));
+    } else {
+        output.line(format!("unregistered {model} (no server was running)"));
+    }
 }
 
 /// Says so when a server has stopped but could not be unregistered.
