@@ -17,8 +17,13 @@ use crate::report::Failure;
 /// What to do when there is no node.
 pub(super) const START_NODE: &str = "tenzro-cli node start --detach";
 
-/// The node of the settings.
+/// The node of the settings; where they name none, the one of this home, whatever its port.
 pub(super) fn node(config: &Config) -> anyhow::Result<NodeClient> {
+    if config.is_default("rpc")
+        && let Some(node) = own_node(config)?
+    {
+        return Ok(node);
+    }
     let url: String = config.get("rpc").unwrap_or_default();
     NodeClient::new(&url, &config.home).map_err(explain_node)
 }

@@ -354,7 +354,9 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
     };
     let log = log_path(config, serve);
     let mut arguments = arguments(serve);
-    arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
+    if !config.is_default("rpc") {
+        arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
+    }
     let background = Background {
         arguments,
         log: log.clone(),
