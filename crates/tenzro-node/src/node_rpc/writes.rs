@@ -147,6 +147,8 @@ impl NodeRpc {
         if caller != Caller::Operator && param.signed_transactions.is_empty() {
             return Err(not_operator());
         }
+        // Before anybody is called on the caller's behalf.
+        self.check_signed(&param.signed_transactions)?;
         let base_url = self.prober.check(&endpoint).map_err(from_probe)?;
         let found = self
             .prober
@@ -330,6 +332,16 @@ impl NodeRpc {
         &self,
         transactions: &SignedTransactions,
     ) -> Result<Option<TransactionReceipt>, RpcError> {
+        self.check_signed(transactions)?;
+        let mut last = None;
+        for raw in transactions {
+            last = Some(sent(submit(self.ledger.provider(), raw).await)?);
+        }
+        Ok(last)
+    }
+
+    /// They are few, and call this ledger's contracts.
+    fn check_signed(&self, transactions: &SignedTransactions) -> Result<(), RpcError> {
         if transactions.len() > TRANSACTIONS_MAX {
             return Err(RpcError::invalid_params(format!(
                 "signed_transactions: at most {TRANSACTIONS_MAX}"
@@ -352,11 +364,7 @@ impl NodeRpc {
                 ));
             }
         }
-        let mut last = None;
-        for raw in transactions {
-            last = Some(sent(submit(self.ledger.provider(), raw).await)?);
-        }
-        Ok(last)
+        Ok(())
     }
 
     /// What a write answers: the transaction, and where the provider stands now.
