@@ -12,6 +12,7 @@ use alloy::consensus::{Header, TxEnvelope};
 use alloy::eips::{Decodable2718, Encodable2718};
 use alloy::primitives::{Address, B256, Log, LogData};
 use alloy::rlp::{Decodable, Encodable};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
 use super::EmbeddedError;
@@ -193,6 +194,9 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 fn prepare(conn: &Connection) -> rusqlite::Result<()> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    // A statement is compiled once, whatever is bound to it. Without this guarantee SQLite compiles
+    // a query with a range anew for each value: that was most of the time of a call.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     conn.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))
 }
 
