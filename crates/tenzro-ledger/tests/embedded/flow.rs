@@ -7,7 +7,7 @@ use alloy::providers::Provider;
 use serde_json::json;
 use tenzro_ledger::contracts::{Faucet, ProviderRegistry, TNZO};
 use tenzro_ledger::registry::{FollowConfig, Registry, endpoint_id};
-use tenzro_ledger::{Account, SendError};
+use tenzro_ledger::{Account, SendError, submit};
 
 use super::scene::{CONTRACTS, START, Scene, TNZO_WEI, developer, wallet};
 
@@ -27,7 +27,7 @@ async fn drip(account: &Account) {
         .unwrap();
 }
 
-async fn register(account: &Account, name: &str) {
+pub(crate) async fn register(account: &Account, name: &str) {
     let name = name.to_owned();
     let call = ProviderRegistry::registerCall { role: 1, name };
     account
@@ -145,9 +145,7 @@ async fn a_provider_comes_serves_and_leaves() {
     assert!(reason.contains("unbonding until"), "{reason}");
     assert_eq!(transaction, None, "nothing is sent that would fail");
 
-    scene
-        .get("evm_increaseTime", json!([7 * DAY_S]))
-        .await;
+    scene.get("evm_increaseTime", json!([7 * DAY_S])).await;
     account
         .call(CONTRACTS.provider_registry, withdraw)
         .await
@@ -191,7 +189,10 @@ async fn going_back_rebuilds_the_view() {
     assert!(registry.snapshot().provider(bob.address()).is_some());
 
     // A shorter chain first …
-    assert_eq!(scene.get("evm_revert", json!([snapshot])).await, json!(true));
+    assert_eq!(
+        scene.get("evm_revert", json!([snapshot])).await,
+        json!(true)
+    );
     registry.catch_up().await.unwrap();
     assert_eq!(*registry.snapshot(), *before);
     assert_eq!(
@@ -224,12 +225,7 @@ async fn a_view_goes_on_from_its_file() {
     drop(registry);
     let scene = scene.reopen();
     let registry = Registry::open(scene.ledger().await, config);
-    assert!(
-        registry
-            .snapshot()
-            .provider(wallet(1).address())
-            .is_some()
-    );
+    assert!(registry.snapshot().provider(wallet(1).address()).is_some());
     register(&scene.account(wallet(2)), "Bob").await;
     registry.catch_up().await.unwrap();
     assert_eq!(registry.snapshot().providers().count(), 2);
@@ -255,4 +251,32 @@ async fn one_wallet_sends_from_many_tasks() {
         task.await.unwrap().unwrap();
     }
     assert_eq!(scene.balance(sink).await, U256::from(20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wallet_goes_on_after_the_chain_went_back() {
+    let scene = Scene::new();
+    let account = scene.account(wallet(1));
+    let snapshot = scene.get("evm_snapshot", json!([])).await;
+    register(&account, "Ada").await;
+    drip(&account).await;
+    scene.get("evm_revert", json!([snapshot])).await;
+    // The account counts on from nonce 2, the chain from 0.
+    register(&account, "Ada").await;
+    let count = scene.provider.get_transaction_count(account.address());
+    assert_eq!(count.await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_signed_is_submitted_by_anybody_and_twice() {
+    let scene = Scene::new();
+    let account = scene.account(wallet(1));
+    let to = account.address();
+    let call = Faucet::dripCall { to };
+    let signed = account.sign(CONTRACTS.faucet.unwrap(), call).await.unwrap();
+    for _ in 0..2 {
+        let receipt = submit(&scene.provider, &signed.raw).await.unwrap();
+        assert_eq!(receipt.transaction_hash, signed.hash);
+    }
+    assert_eq!(scene.balance(to).await, tnzo(20_000));
 }

@@ -4,6 +4,7 @@ mod crash;
 mod durability;
 mod filters;
 mod flow;
+mod follow;
 mod money;
 mod rpc;
 mod scene;
