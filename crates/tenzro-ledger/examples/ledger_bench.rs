@@ -116,9 +116,7 @@ async fn fill_registry(provider: &DynProvider) -> Outcome<()> {
 
 async fn sign_transfers(provider: &DynProvider, count: usize) -> Outcome<Vec<Vec<Bytes>>> {
     let developer = PrivateKeySigner::from_bytes(&DEVELOPMENT_KEY)?;
-    let mut nonce = provider
-        .get_transaction_count(developer.address())
-        .await?;
+    let mut nonce = provider.get_transaction_count(developer.address()).await?;
     let each = count.div_ceil(SENDERS) as u64;
     let mut signed = Vec::with_capacity(SENDERS);
     for number in 0..SENDERS as u64 {
@@ -133,12 +131,7 @@ async fn sign_transfers(provider: &DynProvider, count: usize) -> Outcome<Vec<Vec
     Ok(signed)
 }
 
-fn transfer(
-    signer: &PrivateKeySigner,
-    nonce: u64,
-    to: Address,
-    value: U256,
-) -> Outcome<Bytes> {
+fn transfer(signer: &PrivateKeySigner, nonce: u64, to: Address, value: U256) -> Outcome<Bytes> {
     let mut draft = TxEip1559 {
         chain_id: CHAIN_ID,
         nonce,

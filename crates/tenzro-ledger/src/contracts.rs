@@ -3,6 +3,7 @@
 
 #![allow(
     missing_docs,
+    clippy::too_many_arguments,
     reason = "generated; the sources in contracts/src/ document each item"
 )]
 

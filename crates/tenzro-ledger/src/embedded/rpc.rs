@@ -7,8 +7,8 @@ use alloy::eips::{BlockId, BlockNumberOrTag};
 use alloy::primitives::{Address, B256, Bytes, U64, U256, keccak256};
 use alloy::rpc::types::{Filter, TransactionRequest};
 use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
@@ -147,7 +147,7 @@ impl EmbeddedChain {
                 self.read(move |view| {
                     let receipts = view.row(block)?.map(|row| view.receipt_of(row));
                     let receipts = receipts.transpose()?;
-                    reply(&receipts.map(|receipt| Vec::from_iter(receipt)))
+                    reply(&receipts.map(Vec::from_iter))
                 })
                 .await
             }

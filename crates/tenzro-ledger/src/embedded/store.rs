@@ -23,6 +23,9 @@ const APPLICATION_ID: i32 = 0x544E_5A4F;
 const VERSION: i32 = 1;
 /// Pages in the write-ahead log before they are copied into the file: 16 MiB.
 const CHECKPOINT_PAGES: u32 = 4_096;
+/// Bytes of the write-ahead log from which on the writer waits for readers to begin it anew.
+/// Readers that always overlap would let it grow without end.
+const WAL_MAX: u64 = 64 * 1024 * 1024;
 /// Page cache of one connection in KiB.
 const CACHE_KIB: u32 = 16 * 1024;
 /// Statements of a connection that stay compiled.
@@ -178,6 +181,17 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Content), EmbeddedError> 
     conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
         .map_err(damaged)?;
     Ok((conn, content))
+}
+
+/// Begins the write-ahead log anew when it has grown too long. Waits for those who read it now, at
+/// most as long as a question may take.
+pub(super) fn bound_wal(conn: &Connection, path: &Path) -> rusqlite::Result<()> {
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    if fs::metadata(PathBuf::from(wal)).is_ok_and(|file| file.len() > WAL_MAX) {
+        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    }
+    Ok(())
 }
 
 /// A connection that only reads; it never waits for the writer, nor the writer for it (WAL).
@@ -453,11 +467,7 @@ fn damaged(
     column: usize,
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(
-        column,
-        rusqlite::types::Type::Blob,
-        Box::new(error),
-    )
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, Box::new(error))
 }
 
 /// Whether SQLite says that the file's content is wrong, rather than that the disk is full or slow.

@@ -232,7 +232,11 @@ impl View<'_> {
 }
 
 fn block_of(row: BlockRow, with_transactions: bool) -> Block {
-    let transactions: Vec<_> = row.transaction.iter().map(|mined| &mined.envelope).collect();
+    let transactions: Vec<_> = row
+        .transaction
+        .iter()
+        .map(|mined| &mined.envelope)
+        .collect();
     let body = alloy::consensus::BlockBody {
         transactions,
         ommers: Vec::new(),

@@ -7,10 +7,13 @@
 //! Nobody is answered before the commit: what was acknowledged is on the disk. The slower the disk,
 //! the more requests share an fsync.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use alloy::consensus::proofs::{calculate_receipt_root, calculate_transaction_root};
-use alloy::consensus::{Header, Receipt, ReceiptEnvelope, TxEnvelope, constants::EMPTY_WITHDRAWALS};
+use alloy::consensus::{
+    Header, Receipt, ReceiptEnvelope, TxEnvelope, constants::EMPTY_WITHDRAWALS,
+};
 use alloy::eips::eip7685::EMPTY_REQUESTS_HASH;
 use alloy::primitives::{Address, B256, U64};
 use revm::context::result::ExecutionResult;
@@ -63,6 +66,7 @@ pub(super) struct Job {
 /// Owns the connection that writes.
 #[derive(Debug)]
 pub(super) struct Writer {
+    path: PathBuf,
     conn: Connection,
     codes: Arc<Codes>,
     cache: Cache,
@@ -117,12 +121,14 @@ impl Writer {
     }
 
     pub(super) fn new(
+        path: PathBuf,
         conn: Connection,
         codes: Arc<Codes>,
         clock: Clock,
     ) -> rusqlite::Result<Self> {
         Ok(Self {
             head: store::head(&conn)?,
+            path,
             conn,
             codes,
             cache: Cache::default(),
@@ -140,12 +146,17 @@ impl Writer {
                 batch.push(next);
             }
             self.work(batch);
+            if let Err(error) = store::bound_wal(&self.conn, &self.path) {
+                tracing::warn!(%error, "the ledger's write-ahead log cannot be shortened");
+            }
         }
     }
 
     fn work(&mut self, batch: Vec<Job>) {
-        let (changes, waiting): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|job| (job.change, job.answer)).unzip();
+        let (changes, waiting): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|job| (job.change, job.answer))
+            .unzip();
         match self.commit(&changes) {
             Ok(answers) => {
                 for (waiting, answer) in waiting.into_iter().zip(answers) {
@@ -210,11 +221,7 @@ impl Chain<'_> {
     }
 
     /// Mines a transaction; tells whether it succeeded.
-    fn transact(
-        self,
-        incoming: &Incoming,
-        now: u64,
-    ) -> rusqlite::Result<Result<bool, RpcError>> {
+    fn transact(self, incoming: &Incoming, now: u64) -> rusqlite::Result<Result<bool, RpcError>> {
         if store::is_mined(self.conn, incoming.hash)? {
             return Ok(Err(RpcError::Refused("already known".to_owned())));
         }
@@ -350,10 +357,8 @@ impl Chain<'_> {
             return Ok(Ok(json!(false)));
         };
         store::delete_above(self.conn, block)?;
-        self.conn.execute(
-            "DELETE FROM snapshot WHERE id >= ?1",
-            [store::signed(id)],
-        )?;
+        self.conn
+            .execute("DELETE FROM snapshot WHERE id >= ?1", [store::signed(id)])?;
         clock::set_offset(self.conn, offset)?;
         clock::unset_next(self.conn)?;
         self.cache.clear();

@@ -45,9 +45,7 @@ async fn the_process_that_is_killed() {
             })
         })
         .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
+    futures::future::join_all(tasks).await;
 }
 
 fn sink() -> alloy::primitives::Address {
@@ -57,7 +55,11 @@ fn sink() -> alloy::primitives::Address {
 /// Starts the sender, kills it after so many acknowledgements, and tells all that it printed.
 fn kill_after(path: &Path, count: usize) -> Vec<B256> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crash::the_process_that_is_killed", "--nocapture"])
+        .args([
+            "--exact",
+            "crash::the_process_that_is_killed",
+            "--nocapture",
+        ])
         .env(FILE, path)
         .stdout(Stdio::piped())
         .spawn()

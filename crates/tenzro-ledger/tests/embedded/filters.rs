@@ -25,7 +25,10 @@ async fn filters_show_what_is_new_once() {
     let scene = Scene::new();
     let blocks = scene.get("eth_newBlockFilter", json!([])).await;
     let logs = scene
-        .get("eth_newFilter", json!([{"address": CONTRACTS.tnzo, "fromBlock": "0x1"}]))
+        .get(
+            "eth_newFilter",
+            json!([{"address": CONTRACTS.tnzo, "fromBlock": "0x1"}]),
+        )
         .await;
     let changes = async |id: &Value| scene.get("eth_getFilterChanges", json!([id])).await;
     assert_eq!(count(&changes(&blocks).await), 0);
@@ -45,8 +48,14 @@ async fn filters_show_what_is_new_once() {
     assert_eq!(count(&changes(&logs).await), 0);
     send(&scene, 6).await;
     assert_eq!(count(&changes(&logs).await), 1);
-    assert_eq!(scene.get("eth_uninstallFilter", json!([logs])).await, json!(true));
-    assert_eq!(scene.get("eth_uninstallFilter", json!([logs])).await, json!(false));
+    assert_eq!(
+        scene.get("eth_uninstallFilter", json!([logs])).await,
+        json!(true)
+    );
+    assert_eq!(
+        scene.get("eth_uninstallFilter", json!([logs])).await,
+        json!(false)
+    );
 }
 
 #[tokio::test]
@@ -55,7 +64,9 @@ async fn blocks_share_seconds_and_never_go_back_in_time() {
     send(&scene, 5).await;
     send(&scene, 6).await;
     assert_eq!(timestamp(&scene).await, START);
-    scene.clock.store(START - 1_000, std::sync::atomic::Ordering::Relaxed);
+    scene
+        .clock
+        .store(START - 1_000, std::sync::atomic::Ordering::Relaxed);
     send(&scene, 7).await;
     assert_eq!(timestamp(&scene).await, START);
 }
@@ -63,8 +74,14 @@ async fn blocks_share_seconds_and_never_go_back_in_time() {
 #[tokio::test]
 async fn time_is_turned_on_and_kept() {
     let scene = Scene::new();
-    assert_eq!(scene.get("evm_increaseTime", json!([100])).await, json!(100));
-    assert_eq!(scene.get("evm_increaseTime", json!(["0x64"])).await, json!(200));
+    assert_eq!(
+        scene.get("evm_increaseTime", json!([100])).await,
+        json!(100)
+    );
+    assert_eq!(
+        scene.get("evm_increaseTime", json!(["0x64"])).await,
+        json!(200)
+    );
     send(&scene, 5).await;
     assert_eq!(timestamp(&scene).await, START + 200);
     scene
@@ -88,13 +105,17 @@ async fn time_is_turned_on_and_kept() {
 async fn going_back_restores_state_clock_and_nonces() {
     let scene = Scene::new();
     send(&scene, 5).await;
-    let before = scene.get("eth_getBlockByNumber", json!(["latest", true])).await;
+    let before = scene
+        .get("eth_getBlockByNumber", json!(["latest", true]))
+        .await;
     let first = scene.get("evm_snapshot", json!([])).await;
     let second = scene.get("evm_snapshot", json!([])).await;
     scene.get("evm_increaseTime", json!([500])).await;
     send(&scene, 6).await;
     assert_eq!(scene.get("evm_revert", json!([first])).await, json!(true));
-    let after = scene.get("eth_getBlockByNumber", json!(["latest", true])).await;
+    let after = scene
+        .get("eth_getBlockByNumber", json!(["latest", true]))
+        .await;
     assert_eq!(after, before);
     assert_eq!(scene.balance(wallet(1).address()).await, U256::from(5));
     let gone = scene.get("evm_revert", json!([second])).await;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use alloy::primitives::{Address, TxKind, U256};
-use alloy::rpc::types::{Filter, Log};
+use alloy::primitives::{Address, B256, TxKind, U256, keccak256};
 use alloy::providers::Provider;
-use alloy::sol_types::{SolCall, SolEvent};
+use alloy::rpc::types::{Filter, Log};
+use alloy::signers::SignerSync;
+use alloy::sol;
+use alloy::sol_types::{SolCall, SolEvent, SolStruct};
 use proptest::prelude::*;
 use tenzro_ledger::contracts::{Faucet, ProviderRegistry, TNZO};
 
@@ -158,7 +160,12 @@ async fn many_wallets_send_at_once() {
     let scene = std::sync::Arc::new(Scene::new());
     let funds = U256::from(1_000);
     for who in 0..8 {
-        let raw = transfer(&super::scene::developer(), 5 + who, wallet(who).address(), funds);
+        let raw = transfer(
+            &super::scene::developer(),
+            5 + who,
+            wallet(who).address(),
+            funds,
+        );
         scene.send(&raw).await.unwrap();
     }
     let sink = wallet(99).address();
@@ -182,4 +189,54 @@ async fn many_wallets_send_at_once() {
         assert_eq!(scene.balance(wallet(who).address()).await, U256::from(975));
     }
     check(&scene).await;
+}
+
+sol! {
+    /// Source: ERC-3009.
+    struct ReceiveWithAuthorization {
+        address from;
+        address to;
+        uint256 value;
+        uint256 validAfter;
+        uint256 validBefore;
+        bytes32 nonce;
+    }
+}
+
+#[tokio::test]
+async fn a_signature_moves_the_money_of_a_wallet_that_sends_nothing() {
+    let scene = Scene::new();
+    let (payer, payee) = (wallet(1), wallet(2));
+    let funds = transfer(
+        &super::scene::developer(),
+        5,
+        payer.address(),
+        U256::from(100),
+    );
+    scene.send(&funds).await.unwrap();
+    let permission = ReceiveWithAuthorization {
+        from: payer.address(),
+        to: payee.address(),
+        value: U256::from(60),
+        validAfter: U256::ZERO,
+        validBefore: U256::MAX,
+        nonce: B256::repeat_byte(7),
+    };
+    let token = TNZO::new(CONTRACTS.tnzo, scene.provider.clone());
+    let domain = token.DOMAIN_SEPARATOR().call().await.unwrap();
+    let content = permission.eip712_hash_struct();
+    let digest = keccak256([&[0x19, 0x01], domain.as_slice(), content.as_slice()].concat());
+    let call = TNZO::receiveWithAuthorization_0Call {
+        from: permission.from,
+        to: permission.to,
+        value: permission.value,
+        validAfter: permission.validAfter,
+        validBefore: permission.validBefore,
+        nonce: permission.nonce,
+        signature: payer.sign_hash_sync(&digest).unwrap().as_bytes().into(),
+    };
+    let payee = scene.account(payee);
+    payee.call(CONTRACTS.tnzo, call).await.unwrap();
+    assert_eq!(scene.balance(payee.address()).await, U256::from(60));
+    assert_eq!(scene.balance(payer.address()).await, U256::from(40));
 }

@@ -1,10 +1,13 @@
 //! Shapes and errors of the JSON-RPC methods, as viem, ethers and alloy expect them.
 
+use std::future::IntoFuture;
+
 use alloy::consensus::proofs::{calculate_receipt_root, calculate_transaction_root};
 use alloy::eips::BlockId;
 use alloy::primitives::{Bytes, TxKind, U256, keccak256};
 use alloy::providers::Provider;
 use alloy::rpc::types::{Filter, TransactionRequest};
+use alloy::signers::SignerSync;
 use alloy::sol_types::{SolCall, SolEvent};
 use serde_json::{Value, json};
 use tenzro_ledger::contracts::{ProviderRegistry, TNZO};
@@ -43,13 +46,29 @@ async fn errors_have_their_codes() {
         ("eth_getBalance", json!(["0x12"]), -32602),
         ("eth_getBalance", json!({}), -32602),
         ("eth_call", json!([{}, "latest", {"0x00": {}}]), -32602),
-        ("eth_call", json!([{"data": "0x01", "input": "0x02"}]), -32602),
-        ("eth_getBalance", json!([DEVELOPMENT_ACCOUNT, "0x6"]), -32000),
+        (
+            "eth_call",
+            json!([{"data": "0x01", "input": "0x02"}]),
+            -32602,
+        ),
+        (
+            "eth_getBalance",
+            json!([DEVELOPMENT_ACCOUNT, "0x6"]),
+            -32000,
+        ),
         ("eth_getFilterChanges", json!(["0x7"]), -32000),
-        ("eth_getLogs", json!([{"fromBlock": "0x3", "toBlock": "0x2"}]), -32602),
+        (
+            "eth_getLogs",
+            json!([{"fromBlock": "0x3", "toBlock": "0x2"}]),
+            -32602,
+        ),
         ("evm_mine", json!([{"blocks": 100_000}]), -32602),
         ("evm_setNextBlockTimestamp", json!([1]), -32602),
-        ("web3_sha3", json!([format!("0x{}", "00".repeat(300_000))]), -32005),
+        (
+            "web3_sha3",
+            json!([format!("0x{}", "00".repeat(300_000))]),
+            -32005,
+        ),
     ] {
         let (actual, message) = scene.refusal(method, params).await;
         assert_eq!(actual, code, "{method}: {message}");
@@ -91,7 +110,10 @@ async fn a_chain_begins_alike_and_shows_its_first_mint() {
     assert_eq!(minimum, U256::from(1_000 * TNZO_WEI));
     assert_eq!(registry.unbondingPeriod().call().await.unwrap(), 604_800);
     assert_eq!(registry.priceDelay().call().await.unwrap(), 60);
-    assert_eq!(registry.arbiter().call().await.unwrap(), DEVELOPMENT_ACCOUNT);
+    assert_eq!(
+        registry.arbiter().call().await.unwrap(),
+        DEVELOPMENT_ACCOUNT
+    );
     let channels = ledger.channels();
     assert_eq!(channels.CLOSE_GRACE_PERIOD().call().await.unwrap(), 3_600);
 }
@@ -118,13 +140,16 @@ async fn a_block_is_bound_to_its_transaction_and_receipt() {
     let receipt = receipts[0].inner.clone().into_primitives_receipt();
     assert_eq!(
         block.header.receipts_root,
-        calculate_receipt_root(&[receipt.clone()])
+        calculate_receipt_root(std::slice::from_ref(&receipt))
     );
     assert_eq!(block.header.logs_bloom, *receipt.logs_bloom());
     assert_eq!(receipts[0].logs()[0].block_timestamp, Some(START));
 
     let parent = scene
-        .get("eth_getBlockByHash", json!([block.header.parent_hash, false]))
+        .get(
+            "eth_getBlockByHash",
+            json!([block.header.parent_hash, false]),
+        )
         .await;
     assert_eq!(parent["number"], "0x5");
     let count = scene
@@ -204,10 +229,11 @@ async fn reverts_carry_their_data_in_calls_and_estimates() {
         ));
     }
     // PUSH0 JUMP: no jump destination.
-    let (code, message) = scene
-        .refusal("eth_call", json!([{"data": "0x5f56"}]))
-        .await;
-    assert_eq!((code, message.as_str()), (-32000, "invalid jump destination"));
+    let (code, message) = scene.refusal("eth_call", json!([{"data": "0x5f56"}])).await;
+    assert_eq!(
+        (code, message.as_str()),
+        (-32000, "invalid jump destination")
+    );
     // JUMPDEST PUSH0 JUMP: for ever.
     let forever = json!([{"data": "0x5b5f56"}]);
     let (code, message) = scene.refusal("eth_call", forever.clone()).await;
@@ -259,7 +285,11 @@ async fn logs_are_found_by_party_topic_and_block() {
     assert_eq!(count(all.clone().topic2(to(1))).await, 2);
     assert_eq!(count(all.clone().topic2(vec![to(1), to(3)])).await, 3);
     assert_eq!(count(all.clone().topic1(me).topic2(to(2))).await, 1);
-    assert_eq!(count(Filter::new()).await, 1, "the last block where none is named");
+    assert_eq!(
+        count(Filter::new()).await,
+        1,
+        "the last block where none is named"
+    );
     assert_eq!(count(Filter::new().from_block(0).to_block(7)).await, 4);
     assert_eq!(count(Filter::new().from_block(8).to_block(900)).await, 2);
     let block = scene.provider.get_block_by_number(7.into()).await.unwrap();
@@ -291,10 +321,48 @@ async fn fee_history_is_all_zeros() {
         .get("eth_feeHistory", json!(["0x3", "latest", [25, 75]]))
         .await;
     assert_eq!(history["oldestBlock"], "0x3");
-    assert_eq!(history["baseFeePerGas"], json!(["0x0", "0x0", "0x0", "0x0"]));
+    assert_eq!(
+        history["baseFeePerGas"],
+        json!(["0x0", "0x0", "0x0", "0x0"])
+    );
     assert_eq!(history["reward"].as_array().unwrap().len(), 3);
     let history = scene
         .get("eth_feeHistory", json!([1_000_000, "latest"]))
         .await;
     assert_eq!(history["gasUsedRatio"].as_array().unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn precompiled_contracts_answer() {
+    let scene = Scene::new();
+    let call = |number: u64, data: Bytes| {
+        let to = alloy::primitives::Address::with_last_byte(u8::try_from(number).unwrap());
+        scene
+            .provider
+            .call(TransactionRequest::default().to(to).input(data.into()))
+            .into_future()
+    };
+    // NIST FIPS 180-2, appendix B.1.
+    let sha256 = call(2, Bytes::from_static(b"abc")).await.unwrap();
+    assert_eq!(
+        sha256.to_string(),
+        "0xba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
+    let same = call(4, Bytes::from_static(b"abc")).await.unwrap();
+    assert_eq!(same.as_ref(), b"abc");
+    let hash = keccak256("what was signed");
+    let signature = developer().sign_hash_sync(&hash).unwrap();
+    let v = U256::from(27 + u8::from(signature.v()));
+    let words: [[u8; 32]; 4] = [
+        hash.0,
+        v.to_be_bytes(),
+        signature.r().to_be_bytes(),
+        signature.s().to_be_bytes(),
+    ];
+    let signer = call(1, words.concat().into()).await.unwrap();
+    assert_eq!(signer.as_ref(), DEVELOPMENT_ACCOUNT.into_word());
+    // 3 to the power of 5 modulo 7.
+    let mut power = [[0; 31].as_slice(), &[1]].concat().repeat(3);
+    power.extend([3, 5, 7]);
+    assert_eq!(call(5, power.into()).await.unwrap().as_ref(), [5]);
 }

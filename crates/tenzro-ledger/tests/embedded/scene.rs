@@ -144,5 +144,9 @@ pub(crate) fn signed(signer: &PrivateKeySigner, mut draft: TxEip1559) -> (B256, 
 
 pub(crate) fn transfer(signer: &PrivateKeySigner, nonce: u64, to: Address, value: U256) -> Bytes {
     let call = TNZO::transferCall { to, value }.abi_encode();
-    signed(signer, draft(nonce, TxKind::Call(CONTRACTS.tnzo), call.into())).1
+    signed(
+        signer,
+        draft(nonce, TxKind::Call(CONTRACTS.tnzo), call.into()),
+    )
+    .1
 }

@@ -214,3 +214,23 @@ async fn a_batch_of_one_sender_is_mined_in_order() {
         assert_eq!(receipt.unwrap().block_number, Some(number));
     }
 }
+
+#[tokio::test]
+async fn a_contract_that_ends_as_it_begins_leaves_nothing() {
+    let scene = Scene::new();
+    let me = developer();
+    // PUSH0 SELFDESTRUCT, as init code: what it has goes to address 0.
+    let draft = TxEip1559 {
+        value: U256::from(5),
+        ..draft(5, TxKind::Create, Bytes::from_static(&[0x5f, 0xff]))
+    };
+    let (_, raw) = signed(&me, draft);
+    scene.send(&raw).await.unwrap();
+    let created = me.address().create(5);
+    let provider = &scene.provider;
+    assert_eq!(provider.get_balance(created).await.unwrap(), U256::ZERO);
+    assert_eq!(provider.get_transaction_count(created).await.unwrap(), 0);
+    assert!(provider.get_code_at(created).await.unwrap().is_empty());
+    let zero = provider.get_balance(Address::ZERO).await.unwrap();
+    assert_eq!(zero, U256::from(5));
+}
