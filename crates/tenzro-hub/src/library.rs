@@ -299,7 +299,12 @@ impl Library {
         remove_if_there(&kept).map_err(LibraryError::at(&kept))?;
         let source = fs::canonicalize(path).map_err(LibraryError::at(path))?;
         if fs::hard_link(&source, &kept).is_err() {
-            fs::copy(&source, &kept).map_err(LibraryError::at(&kept))?;
+            fs::copy(&source, &kept).map_err(|source| {
+                // A part of a model helps nobody, least of all on a full disk.
+                let _ = fs::remove_file(&kept);
+                let _ = fs::remove_dir(&folder);
+                LibraryError::at(&kept)(source)
+            })?;
         }
         let file = ModelFile {
             size: fs::metadata(&kept).map_err(LibraryError::at(&kept))?.len(),
