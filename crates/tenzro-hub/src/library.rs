@@ -31,6 +31,13 @@ pub struct ModelFile {
     pub stamp: FileStamp,
 }
 
+impl ModelFile {
+    /// Whether the path leads to this file, also by another link.
+    fn is_at(&self, path: &Path) -> bool {
+        self.path == path || FileStamp::of(path).is_ok_and(|stamp| stamp == self.stamp)
+    }
+}
+
 /// A model of the library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LibraryEntry {
@@ -190,8 +197,7 @@ impl LibraryEntry {
     }
 
     fn answers_to(&self, query: &str) -> bool {
-        let is_path = self.files.iter().any(|file| file.path == Path::new(query));
-        is_path
+        self.files.iter().any(|file| file.is_at(Path::new(query)))
             || std::iter::once(&self.id)
                 .chain(&self.aliases())
                 .any(|name| comparable(name) == comparable(query))

@@ -1,7 +1,7 @@
 //! `model serve`, in the foreground or detached.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tenzro_node::{
 use tenzro_protocol::model_id;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::{find, library};
 use crate::arguments::Serve;
@@ -36,13 +37,19 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         Source::Library { entry, .. } => entry.size(),
         Source::Upstream { .. } => 0,
     };
+    let loading = CancellationToken::new();
+    // Ends the thread that reads the model too: the program waits for it.
+    let _stop_loading = loading.clone().drop_guard();
     let starting = ModelServer::start(&config.home, options, move |share| {
         shower.bytes("loading", (f64::from(share) * size as f64) as u64, size);
-        true
+        !loading.is_cancelled()
     });
     let server = tokio::select! {
         started = starting => started.map_err(|error| explain(error, &serve))?,
-        () = stop.wait() => return Ok(()),
+        () = stop.wait() => {
+            output.note("stopped before the model was loaded");
+            return Ok(());
+        }
     };
     announce(&server, output);
 
@@ -104,7 +111,15 @@ fn explain(error: StartError, serve: &Serve) -> anyhow::Error {
         StartError::PortOurs { model, .. } => Some(format!(
             "tenzro-cli model stop {model}, or choose another --port"
         )),
-        StartError::Listen { .. } => Some("choose another --port (0 takes a free one)".to_owned()),
+        StartError::Listen { source, .. } => Some(match source.kind() {
+            std::io::ErrorKind::AddrNotAvailable => {
+                "choose an address of this machine with --host".to_owned()
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "choose a --port from 1024 on (0 takes a free one)".to_owned()
+            }
+            _ => "choose another --port (0 takes a free one)".to_owned(),
+        }),
         StartError::Load(error) => error.hint(),
         StartError::Upstream { .. } => {
             Some("the address must end in /v1 and be running".to_owned())
@@ -131,10 +146,6 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
             .get::<IpAddr>("serve.host")
             .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
     };
-    let port = serve
-        .port
-        .or_else(|| config.get("serve.port"))
-        .unwrap_or(8080);
     let (id, source) = match &serve.upstream {
         Some(url) => {
             let upstream = Source::Upstream {
@@ -168,7 +179,7 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
     }
     Ok(ServeOptions {
         host,
-        port,
+        port: port(config, serve),
         id,
         source,
         cors: config.get("serve.cors").unwrap_or(false),
@@ -230,11 +241,21 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
     if serve.upstream.is_none() {
         entry(config, &serve.model, output)?;
     }
-    let log_path = log_path(config, serve);
+    let log_path = Servers::new(&config.home).log_file(port(config, serve));
     if let Some(parent) = log_path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let log = std::fs::File::create(&log_path).context("cannot write the log")?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .context("cannot write the log")?;
+    // Begins anew with the server, but stays while another one may still write to it.
+    let is_taken =
+        port(config, serve) == 0 || Servers::new(&config.home).is_running(port(config, serve));
+    if !is_taken {
+        log.set_len(0).context("cannot write the log")?;
+    }
     let mut command = tokio::process::Command::new(program);
     command
         .arg("--home")
@@ -280,12 +301,11 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
         .into())
 }
 
-fn log_path(config: &Config, serve: &Serve) -> PathBuf {
-    let port = serve
+fn port(config: &Config, serve: &Serve) -> u16 {
+    serve
         .port
         .or_else(|| config.get("serve.port"))
-        .unwrap_or(8080);
-    Servers::new(&config.home).log_file(port)
+        .unwrap_or(8080)
 }
 
 fn report(record: &ServerRecord, log: &Path, output: &Output) {
