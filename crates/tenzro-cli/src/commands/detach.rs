@@ -49,7 +49,8 @@ pub(super) async fn start(
     command
         .arg("--home")
         .arg(config.home.root())
-        .arg("--json")
+        // The log says what happens, not only what goes wrong.
+        .args(["--json", "-v"])
         .args(&background.arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

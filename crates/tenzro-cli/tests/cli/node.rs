@@ -42,7 +42,7 @@ fn a_node_is_started_once_tells_its_state_and_stops() {
         info.contains("1337 (embedded)") && info.contains("7 days"),
         "{info}"
     );
-    home.ok(&["node", "logs"]);
+    assert!(home.ok(&["node", "logs"]).contains("the node runs"));
     assert_eq!(home.ok(&["node", "stop"]), "stopped the node\n");
     let stopped = home.run(&["node", "stop"]);
     assert_eq!(stopped.code, Some(1));

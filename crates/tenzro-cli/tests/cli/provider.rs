@@ -284,6 +284,13 @@ fn two_homes_share_a_ledger_and_see_the_same_endpoint() {
     assert_ne!(own, ledger);
     let endpoint = consumer.json(&["model", "endpoint", "--model", "gemma3-270m"]);
     assert_eq!(endpoint["provider_name"], "ada");
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while consumer.json(&["model", "endpoint", "--model", "gemma3-270m"])["status"] != "online" {
+        assert!(
+            std::time::Instant::now() < patience,
+            "its own probe finds it"
+        );
+    }
     consumer.ok(&["wallet", "faucet"]);
     let other = provider.json(&["wallet", "show"])["address"]
         .as_str()

@@ -445,7 +445,9 @@ fn network_id(model: &str) -> Result<String, RpcError> {
 }
 
 fn sent(result: Result<TransactionReceipt, SendError>) -> Result<TransactionReceipt, RpcError> {
-    result.map_err(|error| from_send(&error))
+    let receipt = result.map_err(|error| from_send(&error))?;
+    tracing::info!(transaction = %receipt.transaction_hash, from = %receipt.from, "mined");
+    Ok(receipt)
 }
 
 fn from_send(error: &SendError) -> RpcError {
