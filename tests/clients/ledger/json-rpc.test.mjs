@@ -4,7 +4,7 @@ import { request } from "node:http";
 import { connect } from "node:net";
 import { afterEach, describe, test } from "node:test";
 
-import { ask, asOperator, call, code, info, node, noInternals, post, refused } from "./support.mjs";
+import { ask, asOperator, call, code, info, node, noInternals, post, refused, startNode } from "./support.mjs";
 
 const chainId = { jsonrpc: "2.0", id: 1, method: "eth_chainId", params: [] };
 
@@ -273,10 +273,10 @@ describe("HTTP", () => {
 
 describe("pages of other origins", () => {
   // fetch sets no Origin by itself here; http.request sends what it is told.
-  const from = (origin, method = "eth_chainId") =>
+  const from = (origin, method = "eth_chainId", url = node.url) =>
     new Promise((resolve, reject) => {
       const headers = { "content-type": "application/json", origin };
-      const outgoing = request(node.url, { method: "POST", headers }, (incoming) => {
+      const outgoing = request(url, { method: "POST", headers }, (incoming) => {
         let text = "";
         incoming.on("data", (chunk) => (text += chunk));
         incoming.on("end", () =>
@@ -315,6 +315,18 @@ describe("pages of other origins", () => {
       const { status, json } = await from(origin);
       assert.equal(status, 200, origin);
       assert.equal(json.result, "0x539");
+    }
+  });
+
+  test("may call where the operator allows it, and then get CORS headers", async () => {
+    const open = startNode({ TENZRO_NODE_CORS: "true" });
+    try {
+      const answer = await from("https://example.com", "eth_chainId", open.url);
+      assert.equal(answer.json.result, "0x539");
+      assert.match(answer.headers["access-control-allow-origin"], /^(\*|https:\/\/example\.com)$/);
+      assert.notEqual(answer.headers["access-control-allow-credentials"], "true");
+    } finally {
+      open.stop();
     }
   });
 

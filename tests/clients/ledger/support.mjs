@@ -32,19 +32,30 @@ function nodeAt(url, home) {
 
 export const node = nodeAt(process.env.NODE_URL, process.env.TENZRO_HOME);
 
-/** A node of its own, for tests that turn the clock. */
-export function startNode() {
+/** A node of its own, with other settings: for tests that turn its clock, or stop it. */
+export function startNode(settings = {}, flags = []) {
   const home = mkdtempSync(join(tmpdir(), "tenzro-"));
   const cli = (...args) =>
     execFileSync(process.env.TENZRO_CLI, ["--json", "--quiet", "--home", home, ...args], {
       encoding: "utf8",
+      env: { ...process.env, ...settings },
     });
-  const started = JSON.parse(cli("node", "start", "--port", "0", "--detach"));
-  const stop = () => {
-    cli("node", "stop");
-    rmSync(home, { recursive: true, force: true });
+  const start = (port) => JSON.parse(cli("node", "start", "--port", port, "--detach", ...flags));
+  const started = start("0");
+  const { port } = new URL(started.node.rpc_url);
+  return {
+    ...nodeAt(started.node.rpc_url, home),
+    /** Ends the process; `start` begins it again at the same address. */
+    pause: () => cli("node", "stop"),
+    start: () => start(port),
+    stop() {
+      try {
+        cli("node", "stop");
+      } finally {
+        rmSync(home, { recursive: true, force: true });
+      }
+    },
   };
-  return { ...nodeAt(started.node.rpc_url, home), stop };
 }
 
 // --- JSON-RPC as bytes -----------------------------------------------------------------------------
