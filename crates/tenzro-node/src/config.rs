@@ -229,6 +229,12 @@ impl Config {
         self.values.insert(key, (value.into(), Origin::Flag));
     }
 
+    /// Whether nobody has given a value for a setting.
+    pub fn is_default(&self, key: &str) -> bool {
+        let value = self.values.get(key);
+        value.is_none_or(|(_, origin)| *origin == Origin::Default)
+    }
+
     /// Every setting with its value and where it came from.
     pub fn explain(&self) -> Vec<(String, Option<String>, Origin)> {
         let home = self.home.root().display().to_string();

@@ -183,7 +183,7 @@ async fn rpc(
 /// Model servers that started before the node are local endpoints like those that start later.
 async fn find_running(config: &Config, prober: &Prober, local: &LocalEndpoints) {
     for server in Servers::new(&config.home).running().unwrap_or_default() {
-        if server.is_remote {
+        if server.on_ledger.is_some() {
             continue;
         }
         let found = prober.probe(&server.base_url, &server.model).await;

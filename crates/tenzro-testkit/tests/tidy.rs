@@ -109,7 +109,7 @@ fn paths_in_the_architecture_page_exist() {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the page");
     let separators = |character: char| character.is_whitespace() || "`(),|".contains(character);
     let paths = text.split(separators).filter(|word| {
-        ["crates/", "script/", "benches/", ".cargo/"]
+        ["crates/", "contracts/", "docs/", "script/", "benches/", ".cargo/"]
             .iter()
             .any(|start| word.starts_with(start))
     });

@@ -10,7 +10,7 @@ use tenzro_hub::{HashState, LibraryEntry};
 use tenzro_node::config::Config;
 use tenzro_node::{
     EngineConfig, LoadError, ModelServer, Network, Registration, RegistrationError, ServeOptions,
-    ServerRecord, Servers, Source, StartError, running_node,
+    ServerRecord, Servers, Source, StartError, forget,
 };
 use tenzro_protocol::model_id;
 use tenzro_protocol::network::ProviderInfo;
@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::detach::{self, Background};
 use super::network::{
-    Unlocked, connect, explain_node, explain_send, node, own_wallet, tell_missing, unlock,
+    Unlocked, connect, explain_node, explain_send, own_node, own_wallet, tell_missing, unlock,
 };
 use super::{find, library};
 use crate::arguments::Serve;
@@ -46,11 +46,11 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         shower.bytes("loading", (f64::from(share) * size as f64) as u64, size);
         true
     });
-    let server = tokio::select! {
+    let mut server = tokio::select! {
         started = starting => started.map_err(|error| explain(error, &serve))?,
         () = stop.wait() => return Ok(()),
     };
-    let (registration, provider) = match register(config, &server, remote, output).await {
+    let (registration, provider) = match register(config, &mut server, remote, output).await {
         Ok(registered) => registered,
         Err(error) => {
             server.shutdown(Duration::ZERO).await;
@@ -62,11 +62,16 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
     stop.wait().await;
     output.note("stopping: running answers may finish (30 s); once more to stop at once");
     let ending = async {
+        let record = server.record().clone();
         // Nobody is sent here any more while the last answers finish.
-        let (ended, finished) = tokio::join!(unregister(registration), server.shutdown(DRAIN));
+        let unregistering = unregister(config, registration, &record);
+        let (ended, finished) = tokio::join!(unregistering, server.shutdown(DRAIN));
         if let Err(error) = ended {
             output.warn(format!("it is still registered: {error}"));
-            output.hint("stop it again with the same --port, or: tenzro-cli provider status");
+            output.hint(format!(
+                "tenzro-cli model stop {}, once the node answers",
+                serve.model
+            ));
         }
         if !finished {
             output.warn("some answers were cut off");
@@ -111,16 +116,16 @@ impl Remote {
 /// serves all the same.
 async fn register(
     config: &Config,
-    server: &ModelServer,
+    server: &mut ModelServer,
     remote: Option<Remote>,
     output: &Output,
 ) -> anyhow::Result<(Option<Registration>, Option<ProviderInfo>)> {
     let record = server.record();
     let Some(remote) = remote else {
-        if running_node(&config.home).is_none() {
+        let Some(node) = own_node(config)? else {
             return Ok((None, None));
-        }
-        let registered = Registration::local(node(config)?, &record.model, &record.base_url);
+        };
+        let registered = Registration::local(node, &record.model, &record.base_url);
         return Ok(match registered.await {
             Ok(registration) => (Some(registration), None),
             Err(error) => {
@@ -138,14 +143,27 @@ async fn register(
         RegistrationError::Node(error) => explain_node(error),
         RegistrationError::Send(error) => explain_send(error, &network),
     })?;
+    if let Some(place) = registration.place() {
+        server.set_registered(place)?;
+    }
     Ok((Some(registration), Some(recorded.provider)))
 }
 
-async fn unregister(registration: Option<Registration>) -> Result<(), RegistrationError> {
+async fn unregister(
+    config: &Config,
+    registration: Option<Registration>,
+    record: &ServerRecord,
+) -> anyhow::Result<()> {
     match registration {
-        Some(registration) => registration.end().await,
-        None => Ok(()),
+        Some(registration) => registration.end().await?,
+        None => {
+            // A node that started later found this server by itself.
+            if let Some(node) = own_node(config)? {
+                forget(&node, &record.model, Some(&record.base_url)).await?;
+            }
+        }
     }
+    Ok(())
 }
 
 /// What to do next, or what is missing until this server can earn.
@@ -273,7 +291,6 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
         id,
         source,
         cors: config.get("serve.cors").unwrap_or(false),
-        is_remote: serve.remote,
     })
 }
 
@@ -337,7 +354,9 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
     };
     let log = log_path(config, serve);
     let mut arguments = arguments(serve);
-    arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
+    if !config.is_default("rpc") {
+        arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
+    }
     let background = Background {
         arguments,
         log: log.clone(),

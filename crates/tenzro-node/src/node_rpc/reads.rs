@@ -36,14 +36,14 @@ impl NodeRpc {
     }
 
     pub(super) async fn list_models(&self) -> Result<Value, RpcError> {
-        self.catch_up().await?;
+        self.catch_up().await;
         let models = self.with_directory(|directory| directory.models());
         serde_json::to_value(models).map_err(internal)
     }
 
     pub(super) async fn list_model_endpoints(&self, params: Value) -> Result<Value, RpcError> {
         let ModelParam { model } = read(params, &["model"])?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let endpoints = self.with_directory(|directory| directory.endpoints(model.as_deref()));
         serde_json::to_value(endpoints).map_err(internal)
     }
@@ -51,7 +51,7 @@ impl NodeRpc {
     /// By id, or the best one of a model: local before network, usable before others, then by price.
     pub(super) async fn get_model_endpoint(&self, params: Value) -> Result<Value, RpcError> {
         let EndpointParam { model, endpoint_id } = read(params, &["endpoint_id"])?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let found = match (&endpoint_id, &model) {
             (Some(id), _) => self.with_directory(|directory| directory.endpoint(id)),
             (None, Some(model)) => self.best_endpoint(model),
@@ -92,7 +92,7 @@ impl NodeRpc {
     }
 
     pub(super) async fn list_providers(&self) -> Result<Value, RpcError> {
-        self.catch_up().await?;
+        self.catch_up().await;
         let providers = self.with_directory(|directory| directory.providers());
         serde_json::to_value(providers).map_err(internal)
     }
@@ -101,7 +101,7 @@ impl NodeRpc {
     pub(super) async fn get_provider_pricing(&self, params: Value) -> Result<Value, RpcError> {
         let AddressParam { address, model } = read(params, &["address", "model"])?;
         let address = address.map_or_else(|| self.own_address(), Ok)?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let now = Timestamp::now();
         let snapshot = self.registry.snapshot();
         let prices: Vec<PricingInfo> = snapshot
@@ -123,7 +123,7 @@ impl NodeRpc {
     pub(super) async fn get_provider_schedule(&self, params: Value) -> Result<Value, RpcError> {
         let AddressParam { address, .. } = read(params, &["address"])?;
         let address = address.map_or_else(|| self.own_address(), Ok)?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let snapshot = self.registry.snapshot();
         let schedule = snapshot
             .provider(address)
