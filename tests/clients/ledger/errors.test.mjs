@@ -235,8 +235,9 @@ describe("registration and stake", () => {
       const part = (wei % TNZO).toString().padStart(18, "0").replace(/0+$/, "");
       return part === "" ? String(whole) : `${whole}.${part}`;
     };
-    const message = new RegExp(`${tnzo(balance).replace(".", "\\.")} TNZO.*${tnzo(balance + TNZO).replace(".", "\\.")}`);
-    const error = await wrong("tenzro_stake", [{ amount: asked }], message, code.TRANSACTION);
+    const error = await wrong("tenzro_stake", [{ amount: asked }], undefined, code.TRANSACTION);
+    assert.ok(error.message.includes(`${tnzo(balance)} TNZO`), error.message);
+    assert.ok(error.message.includes(tnzo(balance + TNZO)), error.message);
     assert.match(error.data?.hint ?? error.message, /faucet|send|TNZO/i);
     const { staked, unbonding } = await registry("provider", [own]);
     const over = String(staked - unbonding + 1n);

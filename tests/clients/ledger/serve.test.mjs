@@ -434,7 +434,8 @@ describe("endpoints that cannot be", () => {
 
   test("a password in an address is not repeated", async () => {
     const endpoint = "http://user:hunter2@127.0.0.1:9/v1";
-    const error = await refused("tenzro_serveModel", [{ model: "m", endpoint }], code.INVALID_PARAMS, /^endpoint/, operator);
+    const params = [{ model: "m", endpoint }];
+    const error = await refused("tenzro_serveModel", params, code.INVALID_PARAMS, /^endpoint/, operator);
     assert.doesNotMatch(JSON.stringify(error), /hunter2/);
   });
 
