@@ -172,7 +172,10 @@ impl ModelServer {
         entry.path().clone_into(&mut engine.model_path);
         let local = Arc::new(LocalInference::default());
         let inference: Arc<dyn Inference> = local.clone();
-        let aliases = entry.aliases();
+        let mut aliases = entry.aliases();
+        if entry.id != options.id {
+            aliases.push(entry.id.clone());
+        }
         let mut started = Self::listen(
             home,
             &options,

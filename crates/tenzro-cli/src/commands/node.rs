@@ -149,6 +149,7 @@ async fn detach(
     let background = Background {
         arguments,
         log: log.clone(),
+        keep_log: false,
         wallet_password,
     };
     let ready = detach::start(config, background, |_| {}).await?;

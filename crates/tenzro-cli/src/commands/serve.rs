@@ -1,7 +1,7 @@
 //! `model serve`, in the foreground or detached.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,6 +15,7 @@ use tenzro_node::{
 use tenzro_protocol::model_id;
 use tenzro_protocol::network::ProviderInfo;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::detach::{self, Background};
 use super::network::{
@@ -42,13 +43,19 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         Source::Library { entry, .. } => entry.size(),
         Source::Upstream { .. } => 0,
     };
+    let loading = CancellationToken::new();
+    // Ends the thread that reads the model too: the program waits for it.
+    let _stop_loading = loading.clone().drop_guard();
     let starting = ModelServer::start(&config.home, options, move |share| {
         shower.bytes("loading", (f64::from(share) * size as f64) as u64, size);
-        true
+        !loading.is_cancelled()
     });
     let mut server = tokio::select! {
         started = starting => started.map_err(|error| explain(error, &serve))?,
-        () = stop.wait() => return Ok(()),
+        () = stop.wait() => {
+            output.note("stopped before the model was loaded");
+            return Ok(());
+        }
     };
     let (registration, provider) = match register(config, &mut server, remote, output).await {
         Ok(registered) => registered,
@@ -223,7 +230,15 @@ fn explain(error: StartError, serve: &Serve) -> anyhow::Error {
         StartError::PortOurs { model, .. } => Some(format!(
             "tenzro-cli model stop {model}, or choose another --port"
         )),
-        StartError::Listen { .. } => Some("choose another --port (0 takes a free one)".to_owned()),
+        StartError::Listen { source, .. } => Some(match source.kind() {
+            std::io::ErrorKind::AddrNotAvailable => {
+                "choose an address of this machine with --host".to_owned()
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "choose a --port from 1024 on (0 takes a free one)".to_owned()
+            }
+            _ => "choose another --port (0 takes a free one)".to_owned(),
+        }),
         StartError::Load(error) => error.hint(),
         StartError::Upstream { .. } => {
             Some("the address must end in /v1 and be running".to_owned())
@@ -250,10 +265,6 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
             .get::<IpAddr>("serve.host")
             .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
     };
-    let port = serve
-        .port
-        .or_else(|| config.get("serve.port"))
-        .unwrap_or(8080);
     let (id, source) = match &serve.upstream {
         Some(url) => {
             let upstream = Source::Upstream {
@@ -287,7 +298,7 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
     }
     Ok(ServeOptions {
         host,
-        port,
+        port: port(config, serve),
         id,
         source,
         cors: config.get("serve.cors").unwrap_or(false),
@@ -352,7 +363,8 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
         Some(remote) => remote.unlocked.typed_password,
         None => None,
     };
-    let log = log_path(config, serve);
+    let port = port(config, serve);
+    let log = Servers::new(&config.home).log_file(port);
     let mut arguments = arguments(serve);
     if !config.is_default("rpc") {
         arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
@@ -360,6 +372,8 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
     let background = Background {
         arguments,
         log: log.clone(),
+        // Another one may still write to it.
+        keep_log: port == 0 || Servers::new(&config.home).is_running(port),
         wallet_password,
     };
     let shower = Shower::new(output);
@@ -387,12 +401,11 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
     Ok(())
 }
 
-fn log_path(config: &Config, serve: &Serve) -> PathBuf {
-    let port = serve
+fn port(config: &Config, serve: &Serve) -> u16 {
+    serve
         .port
         .or_else(|| config.get("serve.port"))
-        .unwrap_or(8080);
-    Servers::new(&config.home).log_file(port)
+        .unwrap_or(8080)
 }
 
 /// The same arguments without `--detach`.

@@ -9,6 +9,7 @@ use tenzro_node::{LedgerPlace, ServerRecord, Servers};
 use tenzro_protocol::model_id::{comparable, nearest};
 
 use super::detach;
+use super::library;
 use super::network::{Acting, connect, own_node, wallet};
 use super::serve::DRAIN;
 use crate::output::Output;
@@ -46,15 +47,29 @@ pub(super) fn list(config: &Config, output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Running servers that serve what a text names.
-pub(super) fn serving(servers: Vec<ServerRecord>, model: &str) -> Vec<ServerRecord> {
+/// Running servers that serve what a text names: those of that id, else those that know it as another
+/// name of their model.
+pub(super) fn serving(
+    config: &Config,
+    servers: Vec<ServerRecord>,
+    model: &str,
+) -> Vec<ServerRecord> {
     let wanted = comparable(model);
-    servers
+    let entry = library(config).find(model).ok().and_then(Result::ok);
+    let is_entry = |name: &String| entry.as_ref().is_some_and(|entry| entry.id == *name);
+    let (by_id, others): (Vec<_>, Vec<_>) = servers
+        .into_iter()
+        .partition(|server| comparable(&server.model) == wanted);
+    if !by_id.is_empty() {
+        return by_id;
+    }
+    others
         .into_iter()
         .filter(|server| {
-            std::iter::once(&server.model)
-                .chain(&server.aliases)
-                .any(|name| comparable(name) == wanted)
+            let names = std::iter::once(&server.model).chain(&server.aliases);
+            names
+                .into_iter()
+                .any(|name| comparable(name) == wanted || is_entry(name))
         })
         .collect()
 }
@@ -69,7 +84,7 @@ pub(super) async fn run(
     let running = registry.running()?;
     let names: Vec<String> = running.iter().map(|server| server.model.clone()).collect();
     let chosen = match model {
-        Some(model) if !all => serving(running, model),
+        Some(model) if !all => serving(config, running, model),
         _ => running,
     };
     if chosen.is_empty() && !all {

@@ -202,6 +202,8 @@ impl Registry {
                 return Ok(());
             }
             let to = target.min(from.saturating_add(cursor.range - 1));
+            // Before and after: logs are of that block's chain only if it stood there all the while.
+            let before = hash_of(provider, to).await?;
             let filter = Filter::new()
                 .address(ledger.addresses().provider_registry)
                 .from_block(from)
@@ -215,8 +217,9 @@ impl Registry {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let Some(hash) = hash_of(provider, to).await? else {
-                // Reorganised to a shorter chain a moment ago: the next round finds out.
+            let hash = hash_of(provider, to).await?;
+            let Some(hash) = hash.filter(|_| hash == before) else {
+                // Reorganised a moment ago: the next round finds out.
                 return Ok(());
             };
             // On a copy: an error halfway must not leave half a range taken in.

@@ -155,7 +155,7 @@ impl NodeRpc {
         if caller != Caller::Operator && param.signed_transactions.is_empty() {
             return Err(not_operator());
         }
-        // Nobody but the operator makes this node ask an address for nothing.
+        // Before anybody is called on the caller's behalf.
         self.check_signed(&param.signed_transactions)?;
         let base_url = self.prober.check(&endpoint).map_err(from_probe)?;
         let found = self
@@ -353,7 +353,20 @@ impl NodeRpc {
         })
     }
 
-    /// Whether the caller's transactions may be sent from here.
+    /// Sends what the caller signed, one after the other; the last receipt.
+    async fn submit_all(
+        &self,
+        transactions: &SignedTransactions,
+    ) -> Result<Option<TransactionReceipt>, RpcError> {
+        self.check_signed(transactions)?;
+        let mut last = None;
+        for raw in transactions {
+            last = Some(sent(submit(self.ledger.provider(), raw).await)?);
+        }
+        Ok(last)
+    }
+
+    /// They are few, and call this ledger's contracts.
     fn check_signed(&self, transactions: &SignedTransactions) -> Result<(), RpcError> {
         if transactions.len() > TRANSACTIONS_MAX {
             return Err(RpcError::invalid_params(format!(
@@ -378,19 +391,6 @@ impl NodeRpc {
             }
         }
         Ok(())
-    }
-
-    /// Sends what the caller signed, one after the other; the last receipt.
-    async fn submit_all(
-        &self,
-        transactions: &SignedTransactions,
-    ) -> Result<Option<TransactionReceipt>, RpcError> {
-        self.check_signed(transactions)?;
-        let mut last = None;
-        for raw in transactions {
-            last = Some(sent(submit(self.ledger.provider(), raw).await)?);
-        }
-        Ok(last)
     }
 
     /// What a write answers: the transaction, and where the provider stands now.
