@@ -3,9 +3,11 @@ import assert from "node:assert/strict";
 import { request } from "node:http";
 import { connect } from "node:net";
 import { afterEach, describe, test } from "node:test";
+import { pad, toHex } from "viem";
 
 import { ask, asOperator, call, code, info, node, noInternals, post, refused, startNode } from "./support.mjs";
 
+let addresses = 2 ** 40;
 const chainId = { jsonrpc: "2.0", id: 1, method: "eth_chainId", params: [] };
 
 afterEach(async () => {
@@ -179,6 +181,20 @@ describe("batches", () => {
     const { json } = await post(Array.from({ length: 100 }, (_, id) => ({ ...chainId, id })));
     assert.deepEqual(json.map((one) => one.id), Array.from({ length: 100 }, (_, id) => id));
     assert.ok(json.every((one) => one.result === "0x539"));
+  });
+
+  test("an answer has an end: a batch of large ones does not take the node's memory", async () => {
+    const drip = (id) => ({ ...chainId, id, method: "tenzro_faucet", params: [pad(toHex(++addresses), { size: 20 })] });
+    for (let i = 0; i < 10; i += 1) await post(Array.from({ length: 100 }, (_, id) => drip(id)));
+    const logs = (id) => ({ ...chainId, id, method: "eth_getLogs", params: [{ fromBlock: "0x0" }] });
+    const one = (await post(logs(1))).text.length;
+    assert.ok(one > 500_000, "the test needs an answer of some size");
+    const { text, json } = await post(Array.from({ length: 100 }, (_, id) => logs(id)));
+    assert.equal(json.length, 100);
+    assert.ok(json[0].result.length >= 1000);
+    const megabytes = text.length / 1e6;
+    assert.ok(megabytes < 26 + one / 1e6, `${megabytes} MB`);
+    noInternals(json[99].error.message);
   });
 
   test("a batch is its caller's: no call in it has more rights", async () => {
