@@ -120,7 +120,7 @@ impl NodeRpc {
         params: Value,
     ) -> Result<Value, RpcError> {
         match method {
-            "tenzro_networkInfo" => self.network_info(),
+            "tenzro_networkInfo" => self.network_info().await,
             "tenzro_listModels" => self.list_models().await,
             "tenzro_listModelEndpoints" => self.list_model_endpoints(params).await,
             "tenzro_getModelEndpoint" => self.get_model_endpoint(params).await,

@@ -14,7 +14,8 @@ use crate::ledger_source::EMBEDDED;
 use crate::network::contracts;
 
 impl NodeRpc {
-    pub(super) fn network_info(&self) -> Result<Value, RpcError> {
+    pub(super) async fn network_info(&self) -> Result<Value, RpcError> {
+        self.catch_up().await;
         let addresses = self.ledger.addresses();
         let info = NetworkInfo {
             chain_id: self.ledger.chain_id(),
@@ -109,7 +110,7 @@ impl NodeRpc {
             .map(|(model_id, pricing)| pricing_info(model_id, *pricing, now))
             .collect();
         let Some(model) = model else {
-            return Ok(json!({"provider": address, "pricing": prices}));
+            return Ok(json!({"provider": address.to_string(), "pricing": prices}));
         };
         match prices.into_iter().find(|price| price.model_id == model) {
             Some(price) => serde_json::to_value(price).map_err(internal),
@@ -136,6 +137,7 @@ impl NodeRpc {
         let address = address.map_or_else(|| self.own_address(), Ok)?;
         let balance = self.ledger.balance(address).await.map_err(from_ledger)?;
         let balance = wei(balance);
-        Ok(json!({"address": address, "balance": balance, "balance_tnzo": balance.tnzo()}))
+        let (address, tnzo) = (address.to_string(), balance.tnzo());
+        Ok(json!({"address": address, "balance": balance, "balance_tnzo": tnzo}))
     }
 }
