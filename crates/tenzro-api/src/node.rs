@@ -51,9 +51,13 @@ impl NodeState {
     /// Who sends these headers.
     pub(crate) fn caller(&self, headers: &HeaderMap) -> Caller {
         let value = headers.get(header::AUTHORIZATION);
-        let token = value.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        match token {
-            Some(token) if hash(token) == self.token_hash => Caller::Operator,
+        let credentials = value.and_then(|value| value.to_str().ok()?.split_once(' '));
+        match credentials {
+            Some((scheme, token))
+                if scheme.eq_ignore_ascii_case("bearer") && hash(token) == self.token_hash =>
+            {
+                Caller::Operator
+            }
             _ => Caller::Anyone,
         }
     }

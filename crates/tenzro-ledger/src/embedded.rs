@@ -13,6 +13,7 @@
 //! fail on the other, or worse, not fail.
 
 mod clock;
+mod early;
 mod error;
 mod execute;
 mod filters;
@@ -30,14 +31,13 @@ mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use alloy::providers::DynProvider;
 use alloy::rpc::client::RpcClient;
 use alloy::rpc::json_rpc::ErrorPayload;
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
 
 use crate::ledger::{Addresses, provider_of};
 use clock::Clock;
@@ -63,7 +63,7 @@ pub struct EmbeddedChain {
 #[derive(Debug)]
 struct Inner {
     /// Taken when the chain ends.
-    jobs: Option<mpsc::Sender<Job>>,
+    jobs: Option<mpsc::SyncSender<Job>>,
     writer: Option<JoinHandle<()>>,
     readers: Arc<Readers>,
     filters: Mutex<Filters>,
@@ -174,7 +174,7 @@ impl EmbeddedChain {
         }
         let writer = Writer::new(path.to_owned(), conn, Arc::clone(&codes), clock.clone())
             .map_err(failed)?;
-        let (jobs, waiting) = mpsc::channel(writer::WAITING);
+        let (jobs, waiting) = mpsc::sync_channel(writer::WAITING);
         let writer = std::thread::Builder::new()
             .name("ledger-writer".to_owned())
             .spawn(move || writer.run(waiting))

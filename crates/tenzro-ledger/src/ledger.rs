@@ -86,7 +86,12 @@ pub enum LedgerError {
 impl LedgerError {
     /// Whether waiting may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Transport(_) | Self::Unreachable(_))
+        let is_transport = |error: &alloy::contract::Error| matches!(error, alloy::contract::Error::TransportError(error) if !error.is_error_resp());
+        match self {
+            Self::Transport(_) | Self::Unreachable(_) => true,
+            Self::Contract(error) => is_transport(error),
+            _ => false,
+        }
     }
 }
 

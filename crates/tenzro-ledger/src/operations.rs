@@ -1,11 +1,10 @@
 //! What a wallet can do on the ledger, each as one transaction.
 
 use alloy::primitives::{Address, B256, U256, keccak256};
-use alloy::providers::Provider;
 use alloy::rpc::types::TransactionReceipt;
 use alloy::signers::SignerSync;
 use alloy::sol;
-use alloy::sol_types::{SolCall, SolStruct};
+use alloy::sol_types::{SolCall, SolError, SolEvent, SolStruct};
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::schedule::Schedule;
 
@@ -17,9 +16,6 @@ use crate::views::wei;
 
 /// The contract's number for a model provider.
 pub const MODEL_PROVIDER: u8 = 1;
-
-/// Seconds that a permit is valid: it is used at once.
-const PERMIT_SECONDS: u64 = 3600;
 
 sol! {
     /// Source: ERC-2612.
@@ -75,12 +71,16 @@ impl Operations<'_> {
     pub async fn stake(self, amount: Wei) -> Result<TransactionReceipt, SendError> {
         let registry = self.ledger.addresses().provider_registry;
         let amount = U256::from(amount.0);
+        // The next permit has the next nonce, once this one is mined.
+        let _one_permit = self.account.permits().await;
         let owner = self.account.address();
         let tnzo = self.ledger.tnzo();
         let ledger_error = |error: alloy::contract::Error| LedgerError::from(error);
         let nonce = tnzo.nonces(owner).call().await.map_err(ledger_error)?;
         let domain = tnzo.DOMAIN_SEPARATOR().call().await.map_err(ledger_error)?;
-        let deadline = U256::from(self.time().await?.saturating_add(PERMIT_SECONDS));
+        // No deadline: the chain's clock need not be ours. The permit is used at once, and whoever sees
+        // it can do no more with it: the registry moves only the TNZO of who calls it.
+        let deadline = U256::MAX;
         let permit = Permit {
             owner,
             spender: registry,
@@ -118,11 +118,14 @@ impl Operations<'_> {
     pub async fn unstake(self, amount: Option<Wei>) -> Result<TransactionReceipt, SendError> {
         let provider = self.ledger.provider_now(self.account.address()).await?;
         let bonded = wei(provider.staked.saturating_sub(provider.unbonding));
-        let is_leaving = !provider.unbonding.is_zero();
-        let is_due = is_leaving && provider.unbonding_until <= self.time().await?;
-        let asks_for_nothing = amount.is_none() && bonded == Wei::ZERO;
-        if is_due || (is_leaving && asks_for_nothing) {
-            return self.withdraw_stake().await;
+        if !provider.unbonding.is_zero() {
+            // Whether the time is over, the chain says: its clock need not be ours.
+            let is_early = |data: &[u8]| Registry::StillUnbonding::abi_decode(data).is_ok();
+            match self.withdraw_stake().await {
+                Err(SendError::Reverted { data, .. })
+                    if is_early(&data) && (amount.is_some() || bonded > Wei::ZERO) => {}
+                result => return result,
+            }
         }
         self.request_unstake(amount.unwrap_or(bonded)).await
     }
@@ -196,15 +199,15 @@ impl Operations<'_> {
         let registry = self.ledger.addresses().provider_registry;
         self.account.call(registry, call).await
     }
+}
 
-    /// Unix seconds of the chain, which a development chain may have moved.
-    async fn time(self) -> Result<u64, SendError> {
-        let block = self
-            .ledger
-            .provider()
-            .get_block_by_number(Default::default());
-        Ok(block.await?.map_or(0, |block| block.header.timestamp))
-    }
+/// Endpoints that a transaction took off.
+pub fn stopped_endpoints(receipt: &TransactionReceipt) -> Vec<B256> {
+    let events = receipt.logs().iter();
+    events
+        .filter_map(|log| Registry::ModelStopped::decode_log(&log.inner).ok())
+        .map(|event| event.endpointId)
+        .collect()
 }
 
 fn pricing_call(model_id: &str, price: Price) -> Registry::setPricingCall {

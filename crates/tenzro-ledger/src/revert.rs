@@ -42,6 +42,9 @@ fn known_refusal(data: &[u8]) -> Option<String> {
             tnzo(error.bonded)
         ));
     }
+    if Registry::ZeroAmount::abi_decode(data).is_ok() {
+        return Some("the amount must be more than 0".to_owned());
+    }
     if Registry::NothingUnbonding::abi_decode(data).is_ok() {
         return Some("no stake is unbonding".to_owned());
     }

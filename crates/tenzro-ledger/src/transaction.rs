@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use alloy::consensus::transaction::SignerRecoverable;
 use alloy::consensus::{SignableTransaction, Transaction, TxEip1559, TxEnvelope};
 use alloy::eips::{Decodable2718, Encodable2718};
 use alloy::network::TxSignerSync;
@@ -17,7 +18,7 @@ use alloy::rpc::types::{TransactionReceipt, TransactionRequest};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
 use alloy::transports::{RpcError, TransportError};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::ledger::{LedgerError, short};
@@ -81,6 +82,8 @@ pub struct Account {
     /// The nonce after the last one sent from here. Held while a transaction is made and sent, so
     /// that concurrent senders cannot take the same.
     next_nonce: Mutex<u64>,
+    /// Held from the signing of a permit until it is used.
+    permits: Mutex<()>,
 }
 
 impl Account {
@@ -91,12 +94,18 @@ impl Account {
             chain_id,
             signer,
             next_nonce: Mutex::new(0),
+            permits: Mutex::new(()),
         }
     }
 
     /// Whose transactions these are.
     pub fn address(&self) -> Address {
         self.signer.address()
+    }
+
+    /// Waits until no other permit of this wallet is on its way.
+    pub(crate) async fn permits(&self) -> MutexGuard<'_, ()> {
+        self.permits.lock().await
     }
 
     /// The key, for signatures that are no transactions.
@@ -239,12 +248,19 @@ pub async fn submit(provider: &DynProvider, raw: &[u8]) -> Result<TransactionRec
     wait(provider, hash).await
 }
 
-/// Whom a signed transaction is for; `None` where it creates a contract. The error says what is wrong.
-pub fn recipient(raw: &[u8]) -> Result<Option<Address>, &'static str> {
+/// Whom a transaction that somebody signed for that chain is for; `None` where it creates a contract.
+/// The error says what is wrong.
+pub fn recipient(raw: &[u8], chain_id: u64) -> Result<Option<Address>, &'static str> {
     let mut bytes = raw;
     let envelope = TxEnvelope::decode_2718(&mut bytes).map_err(|_| "that is no transaction")?;
     if !bytes.is_empty() {
         return Err("there are bytes after the transaction");
+    }
+    if envelope.chain_id() != Some(chain_id) {
+        return Err("that is signed for another chain");
+    }
+    if envelope.recover_signer().is_err() {
+        return Err("its signature is wrong");
     }
     Ok(envelope.to())
 }

@@ -163,18 +163,6 @@ impl Directory<'_> {
             .collect()
     }
 
-    /// Endpoints that are worth a probe, with their ids.
-    pub(crate) fn probed(&self) -> Vec<EndpointInfo> {
-        let mut endpoints = self.endpoints(None);
-        endpoints.retain(|endpoint| {
-            !matches!(
-                endpoint.status,
-                EndpointStatus::Inactive | EndpointStatus::ScheduledOff
-            )
-        });
-        endpoints
-    }
-
     fn local_endpoint(&self, endpoint: &LocalEndpoint) -> EndpointInfo {
         let id = endpoint.id();
         let probes = self.probes.get(&id).copied().unwrap_or_default();

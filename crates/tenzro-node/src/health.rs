@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use tenzro_protocol::network::EndpointInfo;
+use tenzro_protocol::network::{EndpointInfo, EndpointStatus};
 
 use crate::directory::Probes;
 use crate::probe::Prober;
@@ -47,7 +47,7 @@ impl Health {
         probes.map(|(id, one)| (id.clone(), one.probes)).collect()
     }
 
-    /// Probes all that `endpoints` names, each in its turn, until the future is dropped.
+    /// Probes those of all endpoints that can be used, each in its turn, until the future is dropped.
     pub(crate) async fn keep_probing(&self, endpoints: impl Fn() -> Vec<EndpointInfo>) {
         loop {
             self.probe_due(endpoints()).await;
@@ -55,14 +55,18 @@ impl Health {
         }
     }
 
-    /// One look. Endpoints that are not among these are forgotten.
+    /// One look. What was measured of endpoints that are not among these is forgotten.
     async fn probe_due(&self, mut endpoints: Vec<EndpointInfo>) {
         {
             let mut measured = self.lock();
             measured.retain(|id, _| endpoints.iter().any(|one| one.endpoint_id == *id));
             endpoints.retain(|endpoint| {
+                let is_usable = !matches!(
+                    endpoint.status,
+                    EndpointStatus::Inactive | EndpointStatus::ScheduledOff
+                );
                 let last = measured.get(&endpoint.endpoint_id).and_then(|one| one.last);
-                last.is_none_or(|last| last.elapsed() >= PERIOD)
+                is_usable && last.is_none_or(|last| last.elapsed() >= PERIOD)
             });
         }
         futures::stream::iter(endpoints)

@@ -92,7 +92,7 @@ impl Node {
             tokio::spawn(async move { registry.follow(period).await })
         };
         let probe = tokio::spawn(async move {
-            let endpoints = || rpc.with_directory(|directory| directory.probed());
+            let endpoints = || rpc.with_directory(|directory| directory.endpoints(None));
             rpc.health.keep_probing(endpoints).await;
         });
         tracing::info!(url = record.rpc_url, chain = record.chain, "the node runs");

@@ -32,6 +32,8 @@ pub(crate) enum ProbeError {
     Private(String),
     #[error("endpoint: {url} does not answer: {reason}")]
     Unreachable { url: String, reason: String },
+    #[error("endpoint: {url} is no OpenAI-compatible server: {reason}")]
+    Refused { url: String, reason: String },
     #[error("endpoint: {url} does not serve {model}; it serves {served}")]
     OtherModel {
         url: String,
@@ -75,7 +77,8 @@ impl Prober {
     /// The address as it is registered: checked, and without a slash at its end.
     pub(crate) fn check(&self, url: &str) -> Result<String, ProbeError> {
         let wrong = |reason| ProbeError::Url {
-            url: url.chars().take(URL_BYTES_MAX).collect(),
+            // A user or a password before the host is nobody else's business.
+            url: without_user(url).chars().take(URL_BYTES_MAX).collect(),
             reason,
         };
         let url = url.trim_end_matches('/');
@@ -109,12 +112,8 @@ impl Prober {
     /// Asks for the list of models and looks for that one.
     pub(crate) async fn probe(&self, url: &str, model: &str) -> Result<Found, ProbeError> {
         let url = self.check(url)?;
-        let unreachable = |reason: String| ProbeError::Unreachable {
-            url: url.clone(),
-            reason,
-        };
         let started = Instant::now();
-        let list = self.models(&url).await.map_err(unreachable)?;
+        let list = self.models(&url).await?;
         let latency = started.elapsed();
         let wanted = comparable(model);
         let served: Vec<String> = list
@@ -137,21 +136,36 @@ impl Prober {
         }
     }
 
-    async fn models(&self, url: &str) -> Result<ModelList, String> {
+    async fn models(&self, url: &str) -> Result<ModelList, ProbeError> {
+        let unreachable = |error: reqwest::Error| ProbeError::Unreachable {
+            url: url.to_owned(),
+            reason: innermost(&error),
+        };
+        let refused = |reason: String| ProbeError::Refused {
+            url: url.to_owned(),
+            reason,
+        };
         let sent = self.http.get(format!("{url}/models")).send().await;
-        let mut response = sent.map_err(|error| innermost(&error))?;
+        let mut response = sent.map_err(unreachable)?;
         if !response.status().is_success() {
-            return Err(format!("it answers {}", response.status()));
+            return Err(refused(format!("it answers {}", response.status())));
         }
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| innermost(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if bytes.len() + chunk.len() > LIST_BYTES_MAX {
-                return Err("its list of models is too large".to_owned());
+                return Err(refused("its list of models is too large".to_owned()));
             }
             bytes.extend_from_slice(&chunk);
         }
         serde_json::from_slice(&bytes)
-            .map_err(|_| "it does not list models as OpenAI does".to_owned())
+            .map_err(|_| refused("it does not list models as OpenAI does".to_owned()))
+    }
+}
+
+fn without_user(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
+        _ => url.to_owned(),
     }
 }
 
@@ -319,6 +333,9 @@ mod tests {
         ] {
             assert!(prober.check(url).is_err(), "{url}");
         }
+        let secret = prober.check("http://ada:secret@example.com/v1");
+        let refusal = secret.expect_err("a password").to_string();
+        assert!(!refusal.contains("secret"), "{refusal}");
         let url = prober.check("https://example.com/api/v1/").expect("valid");
         assert_eq!(url, "https://example.com/api/v1");
     }

@@ -5,8 +5,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// Most requests of a batch.
-pub const BATCH_MAX: usize = 100;
+/// Most calls of a batch. Source: geth's default, which viem's batches keep to.
+pub const BATCH_MAX: usize = 1_000;
 
 /// One call.
 #[derive(Debug, Clone, PartialEq)]

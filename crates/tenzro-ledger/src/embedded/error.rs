@@ -1,6 +1,6 @@
 //! Why a JSON-RPC request fails, and how that is said to clients.
 
-use alloy::primitives::Bytes;
+use alloy::primitives::{Address, Bytes};
 use alloy::rpc::json_rpc::ErrorPayload;
 use alloy::sol_types::{Panic, Revert, SolError};
 use serde_json::value::to_raw_value;
@@ -17,6 +17,13 @@ pub(super) enum RpcError {
     /// A transaction or call that cannot be.
     #[error("{0}")]
     Refused(String),
+    /// A transaction of the sender that comes before this one has not been seen. Source: geth's words.
+    #[error("nonce too high: address {sender}, tx: {nonce} state: {next}")]
+    NonceTooHigh {
+        sender: Address,
+        nonce: u64,
+        next: u64,
+    },
     /// The call was reverted by its contract.
     #[error("{}", reason(.0))]
     Reverted(Bytes),
@@ -36,7 +43,7 @@ impl RpcError {
         match self {
             Self::Method(_) => -32601,
             Self::Params(_) => -32602,
-            Self::Refused(_) | Self::Timeout => -32000,
+            Self::Refused(_) | Self::NonceTooHigh { .. } | Self::Timeout => -32000,
             Self::Reverted(_) => 3,
             Self::Limit(_) => -32005,
             Self::Internal(_) => -32603,

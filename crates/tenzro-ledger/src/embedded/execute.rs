@@ -254,14 +254,18 @@ impl ExecuteError {
             Self::State(StateError::Deadline) => return RpcError::Timeout,
             Self::State(StateError::Sqlite(error)) => return RpcError::from(error),
             Self::Evm(error) => return RpcError::Internal(error),
+            Self::Invalid(Invalid::NonceTooHigh { tx, state }) => {
+                return RpcError::NonceTooHigh {
+                    sender,
+                    nonce: tx,
+                    next: state,
+                };
+            }
             Self::Invalid(error) => error,
         };
         RpcError::Refused(match error {
             Invalid::NonceTooLow { tx, state } => {
                 format!("nonce too low: address {sender}, tx: {tx} state: {state}")
-            }
-            Invalid::NonceTooHigh { tx, state } => {
-                format!("nonce too high: address {sender}, tx: {tx} state: {state}")
             }
             Invalid::LackOfFundForMaxFee { fee, balance } => format!(
                 "insufficient funds for gas * price + value: address {sender} have {balance} want {fee}"

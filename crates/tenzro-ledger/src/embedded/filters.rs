@@ -35,14 +35,16 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// A new one, which shows what comes after `head`.
-    pub(super) fn add(&mut self, kind: Kind, head: u64, now: Instant) -> Result<u64, RpcError> {
+    /// A new one, which shows what comes after `head`. It takes the place of the one that was unused
+    /// for longest when there are too many, so that nobody can keep others from having any.
+    pub(super) fn add(&mut self, kind: Kind, head: u64, now: Instant) -> u64 {
         self.filters
             .retain(|_, filter| now.duration_since(filter.used) < UNUSED_MAX);
         if self.filters.len() >= FILTERS_MAX {
-            return Err(RpcError::Limit(format!(
-                "there are {FILTERS_MAX} filters already; uninstall one or wait 5 minutes"
-            )));
+            let oldest = self.filters.iter().min_by_key(|(_, filter)| filter.used);
+            if let Some(id) = oldest.map(|(id, _)| *id) {
+                self.filters.remove(&id);
+            }
         }
         self.last += 1;
         let filter = Filter {
@@ -51,7 +53,7 @@ impl Filters {
             used: now,
         };
         self.filters.insert(self.last, filter);
-        Ok(self.last)
+        self.last
     }
 
     /// What the filter lets through, and from which block on it was not seen.
@@ -94,17 +96,28 @@ mod tests {
     fn unused_filters_expire_and_make_room() {
         let start = Instant::now();
         let mut filters = Filters::default();
-        for _ in 0..FILTERS_MAX {
-            filters.add(Kind::Blocks, 7, start).unwrap();
+        for number in 0..FILTERS_MAX {
+            filters.add(
+                Kind::Blocks,
+                7,
+                start + Duration::from_millis(number as u64),
+            );
         }
-        let full = filters.add(Kind::Blocks, 7, start).unwrap_err();
-        assert_eq!(full.code(), -32005);
+        let later = start + UNUSED_MAX / 2;
+        assert!(filters.get(1, later).is_ok());
+        let id = filters.add(Kind::Blocks, 7, later);
+        assert!(
+            filters.get(2, later).is_err(),
+            "the one unused for longest made room"
+        );
+        assert!(filters.get(1, later).is_ok() && filters.remove(id));
+        assert_eq!(filters.filters.len(), FILTERS_MAX - 1);
 
         let used = start + UNUSED_MAX - Duration::from_secs(1);
         assert_eq!(filters.get(1, used).unwrap().1, 8);
-        let late = start + UNUSED_MAX;
-        assert!(filters.get(2, late).is_err());
-        let id = filters.add(Kind::Blocks, 9, late).unwrap();
+        let late = start + UNUSED_MAX + Duration::from_secs(2);
+        assert!(filters.get(3, late).is_err());
+        let id = filters.add(Kind::Blocks, 9, late);
         assert!(filters.get(1, late).is_ok() && filters.get(id, late).is_ok());
         assert_eq!(filters.filters.len(), 2);
     }
@@ -113,7 +126,7 @@ mod tests {
     fn a_chain_that_goes_back_shows_its_blocks_again() {
         let now = Instant::now();
         let mut filters = Filters::default();
-        let id = filters.add(Kind::Blocks, 10, now).unwrap();
+        let id = filters.add(Kind::Blocks, 10, now);
         filters.rewind(4);
         assert_eq!(filters.get(id, now).unwrap().1, 5);
         filters.rewind(20);

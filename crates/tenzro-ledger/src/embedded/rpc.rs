@@ -1,6 +1,7 @@
 //! The JSON-RPC methods of the chain: which there are and what they take.
 
 use std::sync::PoisonError;
+use std::sync::mpsc::TrySendError;
 use std::time::Instant;
 
 use alloy::eips::{BlockId, BlockNumberOrTag};
@@ -9,7 +10,7 @@ use alloy::rpc::types::{Filter, TransactionRequest};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
-use tokio::sync::mpsc::error::TrySendError;
+
 use tokio::sync::oneshot;
 
 use super::error::RpcError;
@@ -212,7 +213,7 @@ impl EmbeddedChain {
 
     async fn new_filter(&self, kind: Kind) -> Answer {
         let head = self.read(|view| Ok(view.head.number)).await?;
-        let id = self.with_filters(|filters| filters.add(kind, head, Instant::now()))?;
+        let id = self.with_filters(|filters| filters.add(kind, head, Instant::now()));
         reply(&U64::from(id))
     }
 
@@ -274,7 +275,7 @@ impl EmbeddedChain {
                     "too many requests: too many transactions wait to be mined; try again"
                         .to_owned(),
                 ),
-                TrySendError::Closed(_) => gone(),
+                TrySendError::Disconnected(_) => gone(),
             })?;
         let value = waiting.await.map_err(|_| gone())??;
         reply(&value)

@@ -5,10 +5,12 @@
 //! ```
 //!
 //! Nobody is answered before the commit: what was acknowledged is on the disk. The slower the disk,
-//! the more requests share an fsync.
+//! the more requests share an fsync. A transaction that overtook the one before it waits in `early.rs`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Instant;
 
 use alloy::consensus::proofs::{calculate_receipt_root, calculate_transaction_root};
 use alloy::consensus::{
@@ -19,9 +21,10 @@ use alloy::primitives::{Address, B256, U64};
 use revm::context::result::ExecutionResult;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::clock::{self, Clock};
+use super::early::Early;
 use super::error::RpcError;
 use super::execute::{self, Surroundings};
 use super::genesis::{self, BLOCK_GAS_LIMIT};
@@ -137,29 +140,58 @@ impl Writer {
     }
 
     /// Works until all senders are gone.
-    pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        while let Some(first) = jobs.blocking_recv() {
-            let mut batch = vec![first];
+    pub(super) fn run(mut self, jobs: mpsc::Receiver<Job>) {
+        let mut early = Early::default();
+        loop {
+            let first = match early.patience(Instant::now()) {
+                Some(patience) => jobs.recv_timeout(patience),
+                None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let mut batch = match first {
+                Ok(first) => vec![first],
+                Err(RecvTimeoutError::Timeout) => Vec::new(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             while batch.len() < BATCH
                 && let Ok(next) = jobs.try_recv()
             {
                 batch.push(next);
             }
-            self.work(batch);
+            while !batch.is_empty() {
+                batch = self.work(batch, &mut early);
+            }
+            early.refuse_old(Instant::now());
             if let Err(error) = store::bound_wal(&self.conn, &self.path) {
                 tracing::warn!(%error, "the ledger's write-ahead log cannot be shortened");
             }
         }
     }
 
-    fn work(&mut self, batch: Vec<Job>) {
+    /// Carries out a batch; answers the transactions that waited for one of it.
+    fn work(&mut self, batch: Vec<Job>, early: &mut Early) -> Vec<Job> {
+        let mut ripe = Vec::new();
         let (changes, waiting): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .map(|job| (job.change, job.answer))
             .unzip();
         match self.commit(&changes) {
             Ok(answers) => {
-                for (waiting, answer) in waiting.into_iter().zip(answers) {
+                let done = changes.into_iter().zip(waiting).zip(answers);
+                for ((change, waiting), answer) in done {
+                    let answer = match (change, answer) {
+                        (
+                            Change::Transaction(incoming),
+                            Err(RpcError::NonceTooHigh { next, .. }),
+                        ) => {
+                            early.keep(incoming, next, waiting, Instant::now());
+                            continue;
+                        }
+                        (Change::Transaction(incoming), Ok(answer)) => {
+                            ripe.extend(early.take_after(&incoming));
+                            Ok(answer)
+                        }
+                        (_, answer) => answer,
+                    };
                     // Whoever no longer waits does not need it.
                     let _ = waiting.send(answer);
                 }
@@ -175,6 +207,7 @@ impl Writer {
             }
         }
         self.cache.bound();
+        ripe
     }
 
     /// All or nothing; an error is the file's.

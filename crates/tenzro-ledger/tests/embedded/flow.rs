@@ -280,3 +280,44 @@ async fn what_was_signed_is_submitted_by_anybody_and_twice() {
     }
     assert_eq!(scene.balance(to).await, tnzo(20_000));
 }
+
+#[tokio::test]
+async fn stakes_go_in_at_once_and_come_back_bit_by_bit() {
+    use tenzro_ledger::Operations;
+    use tenzro_protocol::amount::Wei;
+
+    let scene = Scene::new();
+    let account = scene.account(wallet(1));
+    drip(&account).await;
+    let ledger = scene.ledger().await;
+    let operations = Operations {
+        ledger: &ledger,
+        account: &account,
+    };
+    // Long after the last block: the permit must not have expired.
+    scene.pass(30 * 24 * 3600);
+    let tnzo = Wei::from_whole_tnzo;
+    let stakes = (0..4).map(|_| operations.stake(tnzo(300)));
+    for staked in futures::future::join_all(stakes).await {
+        staked.unwrap();
+    }
+    let staked = async || ledger.provider_now(account.address()).await.unwrap();
+    assert_eq!(tenzro_ledger::wei(staked().await.staked), tnzo(1_200));
+    operations.unstake(Some(tnzo(200))).await.unwrap();
+    scene.pass(7 * 24 * 3600 + 1);
+    operations.unstake(Some(tnzo(100))).await.unwrap();
+    let now = staked().await;
+    let amounts = [now.staked, now.unbonding].map(tenzro_ledger::wei);
+    assert_eq!(
+        amounts,
+        [tnzo(1_000), Wei::ZERO],
+        "the first part was paid out"
+    );
+    operations.unstake(Some(tnzo(100))).await.unwrap();
+    operations.unstake(Some(tnzo(50))).await.unwrap();
+    assert_eq!(
+        tenzro_ledger::wei(staked().await.unbonding),
+        tnzo(150),
+        "not due yet"
+    );
+}

@@ -234,3 +234,21 @@ async fn a_contract_that_ends_as_it_begins_leaves_nothing() {
     let zero = provider.get_balance(Address::ZERO).await.unwrap();
     assert_eq!(zero, U256::from(5));
 }
+
+/// As a wallet sends them over several connections at once.
+#[tokio::test]
+async fn transactions_that_overtake_others_wait_for_them() {
+    let scene = Scene::new();
+    let to = wallet(5).address();
+    let raw = |nonce| transfer(&developer(), nonce, to, U256::from(1));
+    let order = [9, 7, 8, 6, 5].map(raw);
+    let all = futures::future::join_all(order.iter().map(|raw| scene.send(raw))).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    let ledger = scene.ledger().await;
+    assert_eq!(ledger.balance(to).await.unwrap(), U256::from(5));
+    // One whose predecessor never comes is refused in the end, and mined when it is sent again.
+    let late = raw(11);
+    assert!(refused(&scene, &late).await.starts_with("nonce too high"));
+    scene.send(&raw(10)).await.unwrap();
+    scene.send(&late).await.unwrap();
+}

@@ -7,7 +7,7 @@ use tenzro_api::Caller;
 use tenzro_ledger::registry::endpoint_id;
 use tenzro_ledger::{
     Account, Address, B256, Offer, Operations, SendError, TransactionReceipt, TransportError,
-    recipient, submit,
+    recipient, stopped_endpoints, submit,
 };
 use tenzro_protocol::json_rpc::{RpcError, code};
 use tenzro_protocol::model_id;
@@ -254,8 +254,14 @@ impl NodeRpc {
     ) -> Result<Value, RpcError> {
         let param: StopParam = read(params, &["model"])?;
         if let Some(receipt) = self.submit_all(&param.signed_transactions).await? {
+            let stopped = stopped_endpoints(&receipt);
+            if stopped.is_empty() {
+                let message = "signed_transactions: they were mined, but stopped no endpoint";
+                return Err(RpcError::new(code::TRANSACTION, message));
+            }
             let mut result = self.done(&receipt).await?;
-            extend(&mut result, json!({"success": true, "status": "stopped"}));
+            let more = json!({"success": true, "status": "stopped", "endpoint_ids": stopped});
+            extend(&mut result, more);
             return Ok(result);
         }
         if caller != Caller::Operator {
@@ -381,7 +387,7 @@ impl NodeRpc {
             addresses.faucet,
         ];
         for raw in transactions {
-            let to = recipient(raw).map_err(|reason| {
+            let to = recipient(raw, self.ledger.chain_id()).map_err(|reason| {
                 RpcError::invalid_params(format!("signed_transactions: {reason}"))
             })?;
             if to.is_none() || !contracts.contains(&to) {
@@ -502,11 +508,13 @@ fn from_probe(error: ProbeError) -> RpcError {
              may allow it with node.allow_private_endpoints = true",
         ),
         ProbeError::Unreachable { .. } => Some("start the model server first"),
-        ProbeError::Url { .. } | ProbeError::OtherModel { .. } => None,
+        ProbeError::Url { .. } | ProbeError::Refused { .. } | ProbeError::OtherModel { .. } => None,
     };
     let code = match &error {
         ProbeError::Url { .. } | ProbeError::Private(_) => code::INVALID_PARAMS,
-        ProbeError::Unreachable { .. } | ProbeError::OtherModel { .. } => code::ENDPOINT,
+        ProbeError::Unreachable { .. }
+        | ProbeError::Refused { .. }
+        | ProbeError::OtherModel { .. } => code::ENDPOINT,
     };
     let answer = RpcError::new(code, error.to_string());
     match hint {
