@@ -107,27 +107,58 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         }
     }
     let message = error.inner().to_string();
-    match missing_field(&message) {
-        Some(name) => Err(ApiError::invalid(name, format!("{name} is required"))),
-        None => Err(ApiError::not_json(message)),
+    if let Some(name) = missing_field(&message) {
+        return Err(ApiError::invalid(name, format!("{name} is required")));
     }
+    if let Some(name) = twice(&message) {
+        let message = format!("{name} is given twice, under two names");
+        return Err(ApiError::invalid(name, message));
+    }
+    Err(ApiError::not_json(message))
 }
 
 fn wrong_field(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
     let path = error.path().to_string();
     let reason = error.inner().to_string();
-    // Serde's text for fields of several shapes names types of this program.
-    let message = if reason.starts_with("data did not match any variant") {
-        format!("{path} has the wrong type")
-    } else {
-        format!("{path}: {reason}")
+    if let Some(name) = missing_field(&reason) {
+        let path = format!("{path}.{name}");
+        return ApiError::invalid(&path, format!("{path} is required"));
+    }
+    let message = match wanted(&reason) {
+        Some(wanted) => format!("{path} must be {wanted}"),
+        None => format!("{path} has the wrong type"),
     };
     ApiError::invalid(path, message)
+}
+
+/// What serde's text says that a field must be, without the names of this program's types and without
+/// the value, which may be as long as the whole request.
+fn wanted(reason: &str) -> Option<String> {
+    let (_, expected) = reason.rsplit_once("expected ")?;
+    let wanted = match expected {
+        "a string" => "text",
+        "a boolean" => "true or false",
+        "u32" => "a whole number from 0 to 4294967295",
+        "i64" => "a whole number of 64 bits",
+        "f32" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        names if names.starts_with("struct ") => "an object",
+        names if names.starts_with('`') => return Some(names.replace('`', "\"")),
+        _ => return None,
+    };
+    Some(wanted.to_owned())
 }
 
 /// The name in serde's "missing field `name`".
 fn missing_field(message: &str) -> Option<&str> {
     let rest = message.strip_prefix("missing field `")?;
+    rest.split('`').next()
+}
+
+/// The name in serde's "duplicate field `name`".
+fn twice(message: &str) -> Option<&str> {
+    let rest = message.strip_prefix("duplicate field `")?;
     rest.split('`').next()
 }
 
@@ -150,7 +181,7 @@ mod tests {
             (r#"{"model":1,"messages":[]}"#, Some("model")),
             (
                 r#"{"model":"m","messages":[{"content":"x"}]}"#,
-                Some("messages[0]"),
+                Some("messages[0].role"),
             ),
             (
                 r#"{"model":"m","messages":[{"role":"user","content":7}]}"#,
@@ -161,6 +192,10 @@ mod tests {
                 Some("temperature"),
             ),
             (r#"{"model":"m","messages":[],"n":-1}"#, Some("n")),
+            (
+                r#"{"model":"m","messages":[],"repeat_penalty":1,"repetition_penalty":1}"#,
+                Some("repeat_penalty"),
+            ),
             (
                 r#"{"model":"m","messages":[],"logit_bias":{"1":"x"}}"#,
                 Some("logit_bias.1"),

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware;
 use axum::routing::{get, post};
-use tower_http::cors::CorsLayer;
+use tower_http::cors::{AllowHeaders, CorsLayer};
 
 use crate::error::ApiError;
 use crate::openai::{chat, completions, embeddings, models};
@@ -22,7 +22,9 @@ pub(crate) fn router(state: AppState, cors: bool) -> Router {
     // Set before the layer, which has to answer the OPTIONS requests that the paths do not allow.
     let mut v1 = v1.method_not_allowed_fallback(wrong_method);
     if cors {
-        v1 = v1.layer(CorsLayer::permissive());
+        // Named one by one: `*` does not stand for `Authorization`.
+        let headers = AllowHeaders::mirror_request();
+        v1 = v1.layer(CorsLayer::permissive().allow_headers(headers));
     }
     v1.route("/health", get(health::show))
         .route("/metrics", get(metrics::show))

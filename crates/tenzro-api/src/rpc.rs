@@ -14,6 +14,10 @@ use tenzro_protocol::json_rpc::{self, Call, Incoming, RpcError, code};
 use crate::extract;
 use crate::node::NodeState;
 
+/// Size of a batch's answer after which no more of its calls are carried out. Source: geth
+/// `node/defaults.go`, `BatchResponseMaxSize`.
+const BATCH_ANSWER_BYTES: usize = 25 * 1000 * 1000;
+
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
@@ -63,19 +67,41 @@ pub(crate) async fn serve(State(state): State<NodeState>, request: Request) -> R
     };
     let caller = state.caller(&parts.headers);
     let answer = match json_rpc::parse(&body) {
-        Incoming::Single(call) => answer(&state, caller, call).await,
-        Incoming::Batch(calls) => {
-            let mut answers = Vec::with_capacity(calls.len());
-            for call in calls {
-                answers.extend(answer(&state, caller, call).await);
-            }
-            (!answers.is_empty()).then_some(Value::Array(answers))
-        }
+        Incoming::Single(call) => answer(&state, caller, call)
+            .await
+            .map(|one| one.to_string()),
+        Incoming::Batch(calls) => batch(&state, caller, calls).await,
     };
     match answer {
-        Some(answer) => axum::Json(answer).into_response(),
+        Some(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     }
+}
+
+/// `None` where all were notifications. Once the answer is large, further calls are refused.
+async fn batch(
+    state: &NodeState,
+    caller: Caller,
+    calls: Vec<Result<Call, Value>>,
+) -> Option<String> {
+    let mut json = String::new();
+    for call in calls {
+        let answer = match call {
+            Ok(Call { id: Some(id), .. }) if json.len() > BATCH_ANSWER_BYTES => {
+                let error = "the answer to the batch is too large: ask for less at once";
+                Some(json_rpc::answer(
+                    &id,
+                    Err(RpcError::new(code::SERVER, error)),
+                ))
+            }
+            call => answer(state, caller, call).await,
+        };
+        if let Some(answer) = answer {
+            json.push(if json.is_empty() { '[' } else { ',' });
+            json.push_str(&answer.to_string());
+        }
+    }
+    (!json.is_empty()).then(|| json + "]")
 }
 
 /// `None` for a notification.

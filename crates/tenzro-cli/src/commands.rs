@@ -14,6 +14,7 @@ mod session;
 mod stop;
 mod wallet;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -32,9 +33,8 @@ pub(crate) async fn run(arguments: Arguments, output: &Output) -> anyhow::Result
         output.print(&String::from_utf8_lossy(&script));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut config = Config::load(arguments.global.home.clone()).map_err(|error| {
-        Failure::new(error.to_string()).hint("tenzro-cli config show lists them")
-    })?;
+    let mut config = Config::load(arguments.global.home.clone())
+        .map_err(|error| Failure::new(error.to_string()).maybe_hint(error.hint()))?;
     let rpc = arguments.global.rpc;
     if let Some(rpc) = &rpc {
         config.set("rpc", rpc.clone());
@@ -84,6 +84,9 @@ fn find(config: &Config, query: &str) -> anyhow::Result<LibraryEntry> {
         let message = error.to_string();
         let hint = match error {
             FindError::Ambiguous { .. } => "use one of these ids".to_owned(),
+            FindError::Unknown { .. } if Path::new(query).is_file() => {
+                format!("tenzro-cli model import {query}")
+            }
             FindError::Unknown { nearest, .. } if query.contains('/') || nearest.is_empty() => {
                 format!("tenzro-cli model download {query}")
             }

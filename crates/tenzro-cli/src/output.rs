@@ -40,12 +40,12 @@ impl Output {
         self.print(&format!("{}\n", text.as_ref()));
     }
 
-    /// Data without a line end, shown at once.
-    pub(crate) fn print(&self, text: &str) {
+    /// Data without a line end, shown at once. False when nobody reads it: a closed pipe ends the
+    /// output, not the program, unless the caller has nothing else to do.
+    pub(crate) fn print(&self, text: &str) -> bool {
         let mut stdout = io::stdout().lock();
-        // A closed pipe ends the output, not the program.
-        let _ = stdout.write_all(text.as_bytes());
-        let _ = stdout.flush();
+        let written = stdout.write_all(text.as_bytes());
+        written.and_then(|()| stdout.flush()).is_ok()
     }
 
     /// One JSON document on a line of its own.

@@ -59,6 +59,14 @@ impl fmt::Debug for HubConfig {
 }
 
 impl HubConfig {
+    /// The variables that decide where the cache is; the first that is set counts.
+    pub const CACHE_VARIABLES: [&str; 4] = [
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_HOME",
+        "XDG_CACHE_HOME",
+    ];
+
     /// Reads the variables of `huggingface_hub` through `variable`. Precedence of the cache:
     /// `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`,
     /// `~/.cache/huggingface/hub`. Source: huggingface_hub 2.4, `constants.py`.

@@ -68,7 +68,10 @@ pub enum DownloadError {
         retry_after: Option<Duration>,
     },
     /// The disk is too small.
-    #[error("{needed_bytes} bytes are needed in {}, and {free_bytes} are free", directory.display())]
+    #[error(
+        "{} are needed in {}, and {} of the disk should stay free, but it has only {}",
+        megabytes(*needed_bytes), directory.display(), megabytes(SPARE_BYTES), megabytes(*free_bytes)
+    )]
     DiskFull {
         /// The cache.
         directory: PathBuf,
@@ -163,6 +166,10 @@ impl DownloadError {
         let path = path.to_owned();
         move |source| Self::Disk { path, source }
     }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 /// A hub and the cache of what was fetched from it.

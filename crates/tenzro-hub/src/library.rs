@@ -31,6 +31,13 @@ pub struct ModelFile {
     pub stamp: FileStamp,
 }
 
+impl ModelFile {
+    /// Whether the path leads to this file, also by another link.
+    fn is_at(&self, path: &Path) -> bool {
+        self.path == path || FileStamp::of(path).is_ok_and(|stamp| stamp == self.stamp)
+    }
+}
+
 /// A model of the library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LibraryEntry {
@@ -190,8 +197,7 @@ impl LibraryEntry {
     }
 
     fn answers_to(&self, query: &str) -> bool {
-        let is_path = self.files.iter().any(|file| file.path == Path::new(query));
-        is_path
+        self.files.iter().any(|file| file.is_at(Path::new(query)))
             || std::iter::once(&self.id)
                 .chain(&self.aliases())
                 .any(|name| comparable(name) == comparable(query))
@@ -299,7 +305,12 @@ impl Library {
         remove_if_there(&kept).map_err(LibraryError::at(&kept))?;
         let source = fs::canonicalize(path).map_err(LibraryError::at(path))?;
         if fs::hard_link(&source, &kept).is_err() {
-            fs::copy(&source, &kept).map_err(LibraryError::at(&kept))?;
+            fs::copy(&source, &kept).map_err(|source| {
+                // A part of a model helps nobody, least of all on a full disk.
+                let _ = fs::remove_file(&kept);
+                let _ = fs::remove_dir(&folder);
+                LibraryError::at(&kept)(source)
+            })?;
         }
         let file = ModelFile {
             size: fs::metadata(&kept).map_err(LibraryError::at(&kept))?.len(),

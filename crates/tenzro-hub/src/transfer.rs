@@ -1,12 +1,12 @@
 //! Brings the bytes of one file to disk: parallel ranges, a journal of those that are complete, and
 //! patience with connections.
 //!
-//! The journal is a text file: a line that names the content (SHA-256, size, range size), then one
-//! line for each complete range, written after its bytes. A killed process loses nothing that is in
-//! the journal, since the page cache outlives it; after a power failure the SHA-256 of the whole file
-//! decides.
+//! The journal is a text file: a line that names the content (SHA-256, size, range size), then lines
+//! that say how many bytes of a range are there from its beginning on, written after these bytes. A
+//! killed process loses nothing that is in the journal, since the page cache outlives it; after a
+//! power failure the SHA-256 of the whole file decides.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -30,6 +30,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// Journals larger than this are no journals.
 const JOURNAL_BYTES_MAX: u64 = 16 << 20;
+
+/// How many bytes of a range arrive between two lines of the journal: what a killed process may lose
+/// of each part.
+const JOURNAL_STEP_BYTES: u64 = 1 << 20;
 
 /// What is fetched.
 #[derive(Debug, Clone)]
@@ -79,10 +83,7 @@ struct Range {
 
 /// How many bytes an earlier run left.
 pub(crate) fn resumable_bytes(target: &Target, journal: &Path, range_bytes: u64) -> u64 {
-    let done = read_journal(journal, target, range_bytes);
-    done.iter()
-        .map(|&index| range_length(target.size, range_bytes, index))
-        .sum()
+    read_journal(journal, target, range_bytes).values().sum()
 }
 
 struct Transfer<'a> {
@@ -146,7 +147,7 @@ impl<'a> Transfer<'a> {
         let done = if destination.incomplete.exists() {
             read_journal(destination.journal, target, tuning.range_bytes)
         } else {
-            BTreeSet::new()
+            BTreeMap::new()
         };
         let file = File::options()
             .create(true)
@@ -160,14 +161,14 @@ impl<'a> Transfer<'a> {
         let mut queue = VecDeque::new();
         for index in 0..ranges {
             let length = range_length(target.size, tuning.range_bytes, index);
-            if done.contains(&index) {
-                done_bytes += length;
-            } else {
-                let from = index * tuning.range_bytes;
+            let there = done.get(&index).copied().unwrap_or(0);
+            done_bytes += there;
+            if there < length {
+                let start = index * tuning.range_bytes;
                 queue.push_back(Range {
                     index,
-                    from,
-                    to: from + length - 1,
+                    from: start + there,
+                    to: start + length - 1,
                 });
             }
         }
@@ -202,9 +203,7 @@ impl<'a> Transfer<'a> {
             let next = lock(&self.queue).pop_front();
             let Some(mut range) = next else { return Ok(()) };
             match self.fetch_range(&mut range).await {
-                Ok(()) => {
-                    writeln!(lock(&self.journal), "{}", range.index)?;
-                }
+                Ok(()) => self.note_progress(range)?,
                 Err(RangeError::Whole) => {
                     self.needs_whole.store(true, Ordering::Relaxed);
                     lock(&self.queue).clear();
@@ -225,6 +224,15 @@ impl<'a> Transfer<'a> {
                 }
             }
         }
+    }
+
+    /// Writes into the journal how much of a range is there.
+    fn note_progress(&self, range: Range) -> io::Result<()> {
+        let Range { index, from, .. } = range;
+        let there = from - index * self.tuning.range_bytes;
+        // One write, so that the lines of two parts never mix.
+        let line = format!("{index} {there}\n");
+        lock(&self.journal).write_all(line.as_bytes())
     }
 
     async fn wait_or_give_up(
@@ -295,6 +303,7 @@ impl<'a> Transfer<'a> {
         }
         self.check_etag(&response)?;
         let mut stream = response.bytes_stream();
+        let mut noted = range.from;
         while range.from <= range.to {
             let chunk = tokio::time::timeout(self.tuning.stall, stream.next())
                 .await
@@ -313,6 +322,11 @@ impl<'a> Transfer<'a> {
             self.write(range.from, &chunk)
                 .map_err(|error| RangeError::Fatal(error.into()))?;
             range.from += chunk.len() as u64;
+            if range.from - noted >= JOURNAL_STEP_BYTES && range.from <= range.to {
+                self.note_progress(*range)
+                    .map_err(|error| RangeError::Fatal(error.into()))?;
+                noted = range.from;
+            }
             self.failures.store(0, Ordering::Relaxed);
         }
         Ok(())
@@ -400,42 +414,50 @@ fn range_length(size: u64, range_bytes: u64, index: u64) -> u64 {
 
 fn journal_head(target: &Target, range_bytes: u64) -> String {
     format!(
-        "tenzro-journal 1 {} {} {range_bytes}",
+        "tenzro-journal 2 {} {} {range_bytes}",
         target.sha256, target.size
     )
 }
 
-/// Indexes of complete ranges; none when the journal is of other content or damaged.
-fn read_journal(path: &Path, target: &Target, range_bytes: u64) -> BTreeSet<u64> {
+/// For each range the bytes that are there; none when the journal is of other content or damaged.
+fn read_journal(path: &Path, target: &Target, range_bytes: u64) -> BTreeMap<u64, u64> {
     let mut text = String::new();
     let read =
         File::open(path).and_then(|file| file.take(JOURNAL_BYTES_MAX).read_to_string(&mut text));
     if read.is_err() {
-        return BTreeSet::new();
+        return BTreeMap::new();
     }
     // A line that a crash cut has no end and does not count.
     let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
     let mut lines = complete.lines();
     if lines.next() != Some(journal_head(target, range_bytes).as_str()) {
-        return BTreeSet::new();
+        return BTreeMap::new();
     }
-    let ranges = target.size.div_ceil(range_bytes);
-    lines
-        .filter_map(|line| line.parse().ok())
-        .filter(|index| *index < ranges)
-        .collect()
+    let mut done = BTreeMap::new();
+    for line in lines {
+        let numbers = line
+            .split_once(' ')
+            .map(|(index, there)| (index.parse(), there.parse()));
+        let Some((Ok(index), Ok(there))) = numbers else {
+            continue;
+        };
+        if there > 0 && there <= range_length(target.size, range_bytes, index) {
+            done.insert(index, there);
+        }
+    }
+    done
 }
 
 fn open_journal(
     path: &Path,
     target: &Target,
     range_bytes: u64,
-    done: &BTreeSet<u64>,
+    done: &BTreeMap<u64, u64>,
 ) -> io::Result<File> {
     let mut text = journal_head(target, range_bytes);
     text.push('\n');
-    for index in done {
-        text.push_str(&format!("{index}\n"));
+    for (index, there) in done {
+        text.push_str(&format!("{index} {there}\n"));
     }
     replace_file(path, text.as_bytes())?;
     File::options().append(true).open(path)
@@ -457,9 +479,14 @@ mod tests {
             sha256: "0".repeat(64),
         };
         let head = journal_head(&target, 10);
-        std::fs::write(&path, format!("{head}\n0\n9\n77\nx\n1")).expect("written");
-        assert_eq!(read_journal(&path, &target, 10), BTreeSet::from([0, 9]));
-        assert_eq!(resumable_bytes(&target, &path, 10), 15);
+        std::fs::write(
+            &path,
+            format!("{head}\n0 4\n9 5\n0 7\n77 1\n8 11\n9 6\nx\n1 1"),
+        )
+        .expect("written");
+        let there = BTreeMap::from([(0, 7), (9, 5)]);
+        assert_eq!(read_journal(&path, &target, 10), there);
+        assert_eq!(resumable_bytes(&target, &path, 10), 12);
         let other = Target {
             sha256: "1".repeat(64),
             ..target

@@ -21,6 +21,7 @@ struct Setup {
     content: Vec<u8>,
     variables: Vec<(&'static str, String)>,
     progress: Mutex<Vec<Progress>>,
+    range_bytes: u64,
 }
 
 impl Setup {
@@ -40,6 +41,7 @@ impl Setup {
             home,
             content,
             progress: Mutex::default(),
+            range_bytes: RANGE_BYTES,
         }
     }
 
@@ -63,7 +65,7 @@ impl Setup {
         });
         config.tuning = Tuning {
             parts: 4,
-            range_bytes: RANGE_BYTES,
+            range_bytes: self.range_bytes,
             stall: Duration::from_millis(300),
             backoff: Duration::from_millis(1),
             failures_max: 4,
@@ -73,6 +75,15 @@ impl Setup {
         Hub::new(config)
             .download(&self.library(), &reference, &sink, cancel)
             .await
+    }
+
+    fn arrived_bytes(&self) -> u64 {
+        let progress = self.progress.lock().expect("not poisoned");
+        let arrived = progress.iter().map(|step| match step {
+            Progress::Downloading { done_bytes, .. } => *done_bytes,
+            _ => 0,
+        });
+        arrived.max().unwrap_or(0)
     }
 
     fn assert_right(&self, entry: &LibraryEntry) {
@@ -162,9 +173,8 @@ async fn the_token_is_sent_to_the_hub_and_nowhere_else() {
     }
 }
 
-#[tokio::test]
-async fn a_stopped_download_goes_on_where_it_ended() {
-    let setup = Setup::new();
+/// Cancels a download when nearly half of the bytes arrived.
+async fn stop_halfway(setup: &Setup) {
     let half = setup.content.len() as u64 / 2;
     setup.hub.set(Faults {
         hold_at_bytes: Some(half),
@@ -178,7 +188,7 @@ async fn a_stopped_download_goes_on_where_it_ended() {
             tokio::select! {
                 result = &mut download => break result,
                 () = tokio::task::yield_now() => {
-                    if setup.hub.sent_bytes() >= half {
+                    if setup.arrived_bytes() >= half * 3 / 4 {
                         cancel.cancel();
                     }
                 }
@@ -188,6 +198,12 @@ async fn a_stopped_download_goes_on_where_it_ended() {
     assert!(matches!(stopped, Err(DownloadError::Cancelled)));
     setup.hub.set(Faults::default());
     setup.hub.release();
+}
+
+#[tokio::test]
+async fn a_stopped_download_goes_on_where_it_ended() {
+    let setup = Setup::new();
+    stop_halfway(&setup).await;
     setup.hub.forget();
     let entry = setup.download(REPO).await.expect("goes on");
     setup.assert_right(&entry);
@@ -202,6 +218,24 @@ async fn a_stopped_download_goes_on_where_it_ended() {
         .len()
         .div_ceil(usize::try_from(RANGE_BYTES).expect("small"));
     assert!(fetched < ranges, "{fetched} of {ranges} ranges came again");
+}
+
+#[tokio::test]
+async fn a_stopped_download_loses_little_of_the_ranges_that_were_under_way() {
+    let mut setup = Setup::new();
+    setup.content = pretend_model(8 << 20);
+    setup.hub.put(REPO, FILE, setup.content.clone());
+    setup.range_bytes = 64 << 20;
+    stop_halfway(&setup).await;
+    setup.hub.forget();
+    let entry = setup.download(REPO).await.expect("goes on");
+    setup.assert_right(&entry);
+    // 3 MiB had arrived, and each part may lose one.
+    let seen = setup.hub.seen();
+    let range = seen.iter().find_map(|seen| seen.range.as_deref());
+    let from = range.and_then(|range| range.strip_prefix("bytes=")?.split('-').next());
+    let from: u64 = from.expect("a range").parse().expect("a number");
+    assert!(from >= 2 << 20, "it went on at {from}");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Puts the contracts on a chain that has none.
 
 use alloy::primitives::{Address, Bytes, U256};
-use alloy::sol_types::SolConstructor;
+use alloy::sol_types::{SolCall, SolConstructor};
 use tenzro_protocol::amount::Wei;
 
 use crate::contracts::{Faucet, PaymentChannels, ProviderRegistry, TNZO};
@@ -99,6 +99,16 @@ impl FaucetRules {
         };
         init_code(&Faucet::BYTECODE, &arguments)
     }
+
+    /// The treasury's transfer to the faucet.
+    pub(crate) fn funding(&self, faucet: Address) -> Bytes {
+        self.funding_call(faucet).abi_encode().into()
+    }
+
+    fn funding_call(&self, faucet: Address) -> TNZO::transferCall {
+        let value = U256::from(self.funds.0);
+        TNZO::transferCall { to: faucet, value }
+    }
 }
 
 /// Deploys all contracts and tells each as it is mined. A faucet is funded by the account, which
@@ -125,9 +135,7 @@ pub async fn deploy(
         None => None,
     };
     if let Some((faucet, address)) = faucet.zip(faucet_address) {
-        let value = U256::from(faucet.funds.0);
-        let call = TNZO::transferCall { to: address, value };
-        account.call(tnzo, call).await?;
+        account.call(tnzo, faucet.funding_call(address)).await?;
     }
     Ok(Addresses {
         tnzo,

@@ -172,7 +172,8 @@ impl EmbeddedChain {
         if begun != Some(fingerprint.0) {
             return Err(EmbeddedError::OtherContracts(path.to_owned()));
         }
-        let writer = Writer::new(conn, Arc::clone(&codes), clock.clone()).map_err(failed)?;
+        let writer = Writer::new(path.to_owned(), conn, Arc::clone(&codes), clock.clone())
+            .map_err(failed)?;
         let (jobs, waiting) = mpsc::channel(writer::WAITING);
         let writer = std::thread::Builder::new()
             .name("ledger-writer".to_owned())

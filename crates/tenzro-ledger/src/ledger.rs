@@ -114,6 +114,8 @@ pub fn connect(url: &str) -> Result<DynProvider, LedgerError> {
     if !matches!(parsed.scheme(), "http" | "https") {
         return Err(invalid());
     }
+    // Another part of the process may have installed it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = alloy::transports::http::reqwest::Client::builder()
         .timeout(CALL_TIMEOUT)
         .build()
@@ -186,6 +188,11 @@ impl Ledger {
     /// EIP-155 id of the chain.
     pub fn chain_id(&self) -> u64 {
         self.chain_id
+    }
+
+    /// Transactions that the account has sent.
+    pub async fn nonce(&self, account: Address) -> Result<u64, LedgerError> {
+        Ok(self.provider.get_transaction_count(account).await?)
     }
 
     /// Wei of TNZO that the account has.

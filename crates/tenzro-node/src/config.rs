@@ -2,6 +2,7 @@
 //! the only place that reads the environment.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -21,27 +22,32 @@ struct Known {
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
+    /// Up to 32 bits.
     Number,
+    /// Up to 64 bits, as chains count.
+    Block,
+    Port,
+    Address,
     Flag,
     Text,
 }
 
 const KNOWN: [Known; 24] = [
     known("rpc", Kind::Text, Some("http://127.0.0.1:8545")),
-    known("node.host", Kind::Text, Some("127.0.0.1")),
-    known("node.port", Kind::Number, Some("8545")),
+    known("node.host", Kind::Address, Some("127.0.0.1")),
+    known("node.port", Kind::Port, Some("8545")),
     known("node.cors", Kind::Flag, Some("false")),
     known("node.allow_private_endpoints", Kind::Flag, None),
     known("chain.url", Kind::Text, Some("embedded")),
-    known("chain.id", Kind::Number, None),
+    known("chain.id", Kind::Block, None),
     known("chain.tnzo", Kind::Text, None),
     known("chain.faucet", Kind::Text, None),
     known("chain.provider_registry", Kind::Text, None),
     known("chain.payment_channels", Kind::Text, None),
-    known("chain.first_block", Kind::Number, None),
-    known("chain.confirmations", Kind::Number, None),
-    known("serve.host", Kind::Text, Some("127.0.0.1")),
-    known("serve.port", Kind::Number, Some("8080")),
+    known("chain.first_block", Kind::Block, None),
+    known("chain.confirmations", Kind::Block, None),
+    known("serve.host", Kind::Address, Some("127.0.0.1")),
+    known("serve.port", Kind::Port, Some("8080")),
     known("serve.ctx_size", Kind::Number, None),
     known("serve.parallel", Kind::Number, None),
     known("serve.threads", Kind::Number, None),
@@ -124,6 +130,21 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// What to do next. No command helps before the settings can be read.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } => Some("choose another home with --home".to_owned()),
+            Self::Syntax { path, .. } => Some(format!("correct {}", path.display())),
+            Self::UnknownKey { .. } => {
+                let keys: Vec<&str> = KNOWN.iter().map(|known| known.key).collect();
+                Some(format!("the settings are {}", keys.join(", ")))
+            }
+            Self::Value { .. } => None,
+        }
+    }
+}
+
 /// All settings of this run.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -132,6 +153,8 @@ pub struct Config {
     home_origin: Origin,
     /// How to reach the hub.
     pub hub: HubConfig,
+    hub_cache_origin: Origin,
+    hub_endpoint_origin: Origin,
     values: BTreeMap<&'static str, (String, Origin)>,
     wallet_password: Option<Secret>,
 }
@@ -196,10 +219,18 @@ impl Config {
                 key,
             });
         }
+        let first_set = |names: &[&str]| {
+            let name = names.iter().find(|name| set(name).is_some());
+            name.map_or(Origin::Default, |name| {
+                Origin::Environment((*name).to_owned())
+            })
+        };
         Ok(Self {
             home,
             home_origin,
             wallet_password: set("TENZRO_WALLET_PASSWORD").map(Secret),
+            hub_cache_origin: first_set(&HubConfig::CACHE_VARIABLES),
+            hub_endpoint_origin: first_set(&["HF_ENDPOINT"]),
             hub: HubConfig::from_variables(set),
             values,
         })
@@ -229,6 +260,12 @@ impl Config {
         self.values.insert(key, (value.into(), Origin::Flag));
     }
 
+    /// Whether nobody has given a value for a setting.
+    pub fn is_default(&self, key: &str) -> bool {
+        let value = self.values.get(key);
+        value.is_none_or(|(_, origin)| *origin == Origin::Default)
+    }
+
     /// Every setting with its value and where it came from.
     pub fn explain(&self) -> Vec<(String, Option<String>, Origin)> {
         let home = self.home.root().display().to_string();
@@ -237,13 +274,13 @@ impl Config {
         rows.push((
             "hub.cache".to_owned(),
             Some(cache),
-            Origin::Environment("HF_*".to_owned()),
+            self.hub_cache_origin.clone(),
         ));
         let endpoint = self.hub.endpoint.clone();
         rows.push((
             "hub.endpoint".to_owned(),
             Some(endpoint),
-            Origin::Environment("HF_*".to_owned()),
+            self.hub_endpoint_origin.clone(),
         ));
         for known in KNOWN {
             let (value, origin) = match self.values.get(known.key) {
@@ -258,7 +295,10 @@ impl Config {
 
 fn check(known: &Known, value: &str, origin: &Origin) -> Result<(), ConfigError> {
     let (is_valid, expected) = match known.kind {
-        Kind::Number => (value.parse::<u64>().is_ok(), "a whole number"),
+        Kind::Number => (value.parse::<u32>().is_ok(), "a whole number"),
+        Kind::Port => (value.parse::<u16>().is_ok(), "a port from 0 to 65535"),
+        Kind::Address => (value.parse::<IpAddr>().is_ok(), "an IP address"),
+        Kind::Block => (value.parse::<u64>().is_ok(), "a whole number"),
         Kind::Flag => (value.parse::<bool>().is_ok(), "true or false"),
         Kind::Text => (true, "text"),
     };
@@ -345,6 +385,21 @@ mod tests {
     }
 
     #[test]
+    fn the_hubs_settings_name_the_variables_they_came_from() {
+        let origin = |config: &Config, key: &str| {
+            let rows = config.explain();
+            let row = rows.iter().find(|row| row.0 == key).expect("listed");
+            row.2.to_string()
+        };
+        let plain = config("", &[]).expect("valid");
+        assert_eq!(origin(&plain, "hub.endpoint"), "default");
+        assert_eq!(origin(&plain, "hub.cache"), "default");
+        let set = config("", &[("HF_ENDPOINT", "http://x"), ("HF_HOME", "/x")]).expect("valid");
+        assert_eq!(origin(&set, "hub.endpoint"), "HF_ENDPOINT");
+        assert_eq!(origin(&set, "hub.cache"), "HF_HOME");
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_named() {
         let error = config("[serve]\nprot = 1\n", &[]).expect_err("unknown");
         assert!(
@@ -358,6 +413,14 @@ mod tests {
                 .contains("serve.port (config.toml) is 'high'"),
             "{error}"
         );
+        for file in [
+            "[serve]\nport = 70000\n",
+            "[serve]\nhost = \"localhost\"\n",
+            "[serve]\nport = []\n",
+        ] {
+            let error = config(file, &[]).expect_err("not used silently");
+            assert!(matches!(error, ConfigError::Value { .. }), "{error}");
+        }
         assert!(matches!(
             config("[serve", &[]),
             Err(ConfigError::Syntax { .. })

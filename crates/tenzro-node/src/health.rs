@@ -1,8 +1,8 @@
 //! Probes all usable endpoints again and again, and remembers what was measured.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use tenzro_protocol::network::EndpointInfo;
@@ -10,8 +10,11 @@ use tenzro_protocol::network::EndpointInfo;
 use crate::directory::Probes;
 use crate::probe::Prober;
 
-/// From one round of probes to the next. Source: design, routing, "Health and breaker".
-pub(crate) const PERIOD: Duration = Duration::from_secs(15);
+/// From one probe of an endpoint to the next. Source: design, routing, "Health and breaker".
+const PERIOD: Duration = Duration::from_secs(15);
+
+/// How often it is looked which are due: a new endpoint need not wait for long.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Probes at the same time.
 const CONCURRENT: usize = 16;
@@ -20,7 +23,13 @@ const CONCURRENT: usize = 16;
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     prober: Prober,
-    measured: Arc<Mutex<HashMap<String, Probes>>>,
+    measured: Arc<Mutex<HashMap<String, Measured>>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Measured {
+    probes: Probes,
+    last: Option<Instant>,
 }
 
 impl Health {
@@ -33,13 +42,29 @@ impl Health {
 
     /// By endpoint id.
     pub(crate) fn measured(&self) -> HashMap<String, Probes> {
-        self.lock().clone()
+        let measured = self.lock();
+        let probes = measured.iter();
+        probes.map(|(id, one)| (id.clone(), one.probes)).collect()
     }
 
-    /// One round. Endpoints that are not among these are forgotten.
-    pub(crate) async fn probe_all(&self, endpoints: Vec<EndpointInfo>) {
-        self.lock()
-            .retain(|id, _| endpoints.iter().any(|one| one.endpoint_id == *id));
+    /// Probes all that `endpoints` names, each in its turn, until the future is dropped.
+    pub(crate) async fn keep_probing(&self, endpoints: impl Fn() -> Vec<EndpointInfo>) {
+        loop {
+            self.probe_due(endpoints()).await;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// One look. Endpoints that are not among these are forgotten.
+    async fn probe_due(&self, mut endpoints: Vec<EndpointInfo>) {
+        {
+            let mut measured = self.lock();
+            measured.retain(|id, _| endpoints.iter().any(|one| one.endpoint_id == *id));
+            endpoints.retain(|endpoint| {
+                let last = measured.get(&endpoint.endpoint_id).and_then(|one| one.last);
+                last.is_none_or(|last| last.elapsed() >= PERIOD)
+            });
+        }
         futures::stream::iter(endpoints)
             .for_each_concurrent(CONCURRENT, async |endpoint| {
                 let found = self
@@ -58,13 +83,13 @@ impl Health {
     /// Takes one probe in.
     pub(crate) fn record(&self, id: &str, latency: Option<Duration>) {
         let latency_ms = latency.map(|latency| latency.as_secs_f64() * 1000.0);
-        self.lock()
-            .entry(id.to_owned())
-            .or_default()
-            .record(latency_ms);
+        let mut measured = self.lock();
+        let one = measured.entry(id.to_owned()).or_default();
+        one.probes.record(latency_ms);
+        one.last = Some(Instant::now());
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Probes>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Measured>> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

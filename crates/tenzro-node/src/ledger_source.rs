@@ -104,9 +104,9 @@ async fn open_embedded(config: &Config) -> Result<LedgerSource, LedgerSourceErro
 
 async fn open_remote(config: &Config, url: &str) -> Result<LedgerSource, LedgerSourceError> {
     let provider = connect(url)?;
-    let (addresses, is_shared) = match configured(config)? {
-        Some(addresses) => (addresses, false),
-        None => (shared(config, url).await?, true),
+    let addresses = match configured(config)? {
+        Some(addresses) => addresses,
+        None => shared(config, url).await?,
     };
     let ledger = Ledger::open(provider, addresses).await?;
     if let Some(expected) = config.get::<u64>("chain.id")
@@ -118,10 +118,12 @@ async fn open_remote(config: &Config, url: &str) -> Result<LedgerSource, LedgerS
         }
         .into());
     }
-    // A block counts as its own first confirmation; an embedded chain is never reorganised.
+    // A block counts as its own first confirmation. A development chain often makes a block only when
+    // somebody sends something, so waiting for another one would hide the last transaction.
+    let is_development = addresses.faucet.is_some();
     let confirmations = config
         .get::<u64>("chain.confirmations")
-        .unwrap_or(if is_shared { 1 } else { 2 });
+        .unwrap_or(if is_development { 1 } else { 2 });
     Ok(LedgerSource {
         ledger,
         chain: url.to_owned(),

@@ -34,8 +34,10 @@ pub use model_server::{ModelServer, ServeOptions, Source, StartError};
 pub use network::{Network, NetworkError};
 pub use node::{Node, NodeStartError};
 pub use node_client::{NodeClient, NodeError};
-pub use registration::{Registration, RegistrationError};
-pub use servers::{NodeRecord, ServerRecord, Servers, Slot, is_node_running, running_node};
+pub use registration::{Recorded, Registration, RegistrationError, forget};
+pub use servers::{
+    LedgerPlace, NodeRecord, ServerRecord, Servers, Slot, is_node_running, running_node,
+};
 
 pub use tenzro_engine::{EngineConfig, LoadError, ModelInfo};
 

@@ -13,7 +13,7 @@ use tenzro_protocol::inference::ModelCard;
 use crate::home::Home;
 use crate::local_inference::LocalInference;
 use crate::openai_client::{ClientError, OpenAiClient};
-use crate::servers::{ServerRecord, Servers, Slot};
+use crate::servers::{LedgerPlace, ServerRecord, Servers, Slot};
 use crate::upstream::Upstream;
 
 /// What computes the answers.
@@ -48,8 +48,6 @@ pub struct ServeOptions {
     pub source: Source,
     /// Allow pages of other origins.
     pub cors: bool,
-    /// Registered on the ledger, not with the local node only.
-    pub is_remote: bool,
 }
 
 /// Why a model server did not start.
@@ -134,6 +132,12 @@ impl ModelServer {
         self.card.as_ref()
     }
 
+    /// It has that place on the ledger; other commands see it from now on.
+    pub fn set_registered(&mut self, place: LedgerPlace) -> std::io::Result<()> {
+        self.record.on_ledger = Some(place);
+        self.slot.publish(&self.record)
+    }
+
     /// What it says about itself in the registry.
     pub fn record(&self) -> &ServerRecord {
         &self.record
@@ -168,7 +172,10 @@ impl ModelServer {
         entry.path().clone_into(&mut engine.model_path);
         let local = Arc::new(LocalInference::default());
         let inference: Arc<dyn Inference> = local.clone();
-        let aliases = entry.aliases();
+        let mut aliases = entry.aliases();
+        if entry.id != options.id {
+            aliases.push(entry.id.clone());
+        }
         let mut started = Self::listen(
             home,
             &options,
@@ -306,7 +313,7 @@ impl ModelServer {
                 aliases,
                 started: unix_seconds(),
                 upstream,
-                is_remote: options.is_remote,
+                on_ledger: None,
             },
             server,
             local,

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::directory::LocalEndpoint;
-use crate::health::{self, Health};
+use crate::health::Health;
 use crate::ledger_source::{self, LedgerSource, LedgerSourceError};
 use crate::local_endpoints::LocalEndpoints;
 use crate::model_server::{reachable, unix_seconds};
@@ -92,12 +92,10 @@ impl Node {
             tokio::spawn(async move { registry.follow(period).await })
         };
         let probe = tokio::spawn(async move {
-            loop {
-                let endpoints = rpc.with_directory(|directory| directory.probed());
-                rpc.health.probe_all(endpoints).await;
-                tokio::time::sleep(health::PERIOD).await;
-            }
+            let endpoints = || rpc.with_directory(|directory| directory.probed());
+            rpc.health.keep_probing(endpoints).await;
         });
+        tracing::info!(url = record.rpc_url, chain = record.chain, "the node runs");
         Ok(Self {
             server,
             record,
@@ -183,7 +181,7 @@ async fn rpc(
 /// Model servers that started before the node are local endpoints like those that start later.
 async fn find_running(config: &Config, prober: &Prober, local: &LocalEndpoints) {
     for server in Servers::new(&config.home).running().unwrap_or_default() {
-        if server.is_remote {
+        if server.on_ledger.is_some() {
             continue;
         }
         let found = prober.probe(&server.base_url, &server.model).await;

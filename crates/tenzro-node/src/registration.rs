@@ -3,16 +3,15 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tenzro_ledger::{
-    Account, Address, B256, Offer, Operations, PrivateKeySigner, SendError, Signed,
-};
+use tenzro_ledger::{Account, B256, Offer, Operations, PrivateKeySigner, SendError, Signed};
 use tenzro_protocol::inference::ModelCard;
-use tenzro_protocol::json_rpc::RpcError;
+use tenzro_protocol::json_rpc::{RpcError, code};
 use tenzro_protocol::network::ProviderInfo;
 
 use crate::directory::meta;
 use crate::network::Network;
 use crate::node_client::{NodeClient, NodeError};
+use crate::servers::LedgerPlace;
 
 /// Another program may send from the same wallet in between.
 const NONCE_ATTEMPTS: u32 = 5;
@@ -112,9 +111,12 @@ impl Registration {
         Ok((registration, recorded))
     }
 
-    /// Whose endpoint it is, on the ledger.
-    pub fn provider(&self) -> Option<Address> {
-        self.on_ledger.as_ref().map(|one| one.account.address())
+    /// Its place on the ledger, when it has one.
+    pub fn place(&self) -> Option<LedgerPlace> {
+        self.on_ledger.as_ref().map(|_| LedgerPlace {
+            base_url: self.base_url.clone(),
+            rpc_url: self.node.url().to_owned(),
+        })
     }
 
     /// Nobody is sent here any more.
@@ -125,9 +127,7 @@ impl Registration {
             endpoint,
         }) = self.on_ledger
         else {
-            let params = json!([{"model_id": self.model_id, "endpoint": self.base_url}]);
-            self.node.call::<Value>("tenzro_stopModel", params).await?;
-            return Ok(());
+            return forget(&self.node, &self.model_id, Some(&self.base_url)).await;
         };
         let operations = Operations {
             ledger: &network.ledger,
@@ -137,6 +137,20 @@ impl Registration {
         let params = json!({"endpoint_id": endpoint});
         send(&network.node, "tenzro_stopModel", params, sign).await?;
         Ok(())
+    }
+}
+
+/// A node of this home forgets a model's local endpoint at an address, or all of its endpoints of that
+/// model. Not an error when there is none.
+pub async fn forget(
+    node: &NodeClient,
+    model_id: &str,
+    base_url: Option<&str>,
+) -> Result<(), RegistrationError> {
+    let params = json!([{"model_id": model_id, "endpoint": base_url}]);
+    match node.call::<Value>("tenzro_stopModel", params).await {
+        Err(NodeError::Rpc(error)) if error.code == code::NOT_FOUND => Ok(()),
+        result => Ok(result.map(|_| ())?),
     }
 }
 

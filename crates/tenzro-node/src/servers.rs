@@ -28,9 +28,18 @@ pub struct ServerRecord {
     pub started: u64,
     /// Address of the upstream engine, when there is one.
     pub upstream: Option<String>,
-    /// Whether it is registered on the ledger.
+    /// Its place on the ledger, when it has one.
     #[serde(default)]
-    pub is_remote: bool,
+    pub on_ledger: Option<LedgerPlace>,
+}
+
+/// Where a model server is registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerPlace {
+    /// The address that others use.
+    pub base_url: String,
+    /// The node that recorded it.
+    pub rpc_url: String,
 }
 
 /// What a running node says about itself.
@@ -184,7 +193,7 @@ mod tests {
             aliases: Vec::new(),
             started: 0,
             upstream: None,
-            is_remote: false,
+            on_ledger: None,
         };
         slot.publish(&record).expect("written");
         assert_eq!(servers.running().expect("readable"), [record]);

@@ -56,12 +56,28 @@ pub fn is_valid(id: &str) -> bool {
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
 }
 
-/// The name as it is compared: without case, separators and the parts in `NOISE`.
+/// The name as it is compared: without case, separators and the parts in `NOISE`. A dot between two
+/// digits belongs to a number; any other is a separator.
 pub fn comparable(name: &str) -> String {
-    name.to_ascii_lowercase()
-        .split(|character: char| !character.is_ascii_alphanumeric() && character != '.')
-        .filter(|part| !NOISE.contains(part))
-        .collect()
+    let name = name.to_ascii_lowercase();
+    let bytes = name.as_bytes();
+    let is_digit = |index: Option<usize>| {
+        let byte = index.and_then(|index| bytes.get(index));
+        byte.is_some_and(u8::is_ascii_digit)
+    };
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for (index, character) in name.char_indices() {
+        let is_point =
+            character == '.' && is_digit(index.checked_sub(1)) && is_digit(index.checked_add(1));
+        if !character.is_ascii_alphanumeric() && !is_point {
+            parts.push(&name[start..index]);
+            start = index + character.len_utf8();
+        }
+    }
+    parts.push(&name[start..]);
+    parts.retain(|part| !NOISE.contains(part));
+    parts.concat()
 }
 
 /// How unlike two names are: edits between their comparable forms. Lower is nearer.
@@ -119,6 +135,11 @@ mod tests {
             comparable("gemma3-270m")
         );
         assert_ne!(comparable("gemma3-270m"), comparable("gemma3-1b"));
+        assert_ne!(comparable("qwen3-0.6b"), comparable("qwen3-06b"));
+        assert_eq!(
+            comparable("SmolLM2-135M-Instruct.Q4_1.gguf"),
+            comparable("smollm2-135m-q4_1")
+        );
         assert!(!is_valid("../x") && !is_valid("") && !is_valid("A"));
     }
 

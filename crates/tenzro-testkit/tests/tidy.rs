@@ -109,9 +109,16 @@ fn paths_in_the_architecture_page_exist() {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the page");
     let separators = |character: char| character.is_whitespace() || "`(),|".contains(character);
     let paths = text.split(separators).filter(|word| {
-        ["crates/", "script/", "benches/", ".cargo/"]
-            .iter()
-            .any(|start| word.starts_with(start))
+        [
+            "crates/",
+            "contracts/",
+            "docs/",
+            "script/",
+            "benches/",
+            ".cargo/",
+        ]
+        .iter()
+        .any(|start| word.starts_with(start))
     });
     for path in paths {
         assert!(root().join(path).exists(), "{path} does not exist");

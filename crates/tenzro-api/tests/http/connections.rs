@@ -118,11 +118,21 @@ async fn pages_of_other_origins_may_call_only_when_that_is_on() {
             .request(reqwest::Method::OPTIONS, setup.url(CHAT))
             .header("origin", "https://page.example")
             .header("access-control-request-method", "POST")
-            .header("access-control-request-headers", "content-type")
+            .header(
+                "access-control-request-headers",
+                "authorization,content-type",
+            )
             .send()
             .await
             .expect("an answer");
         assert_eq!(preflight.status().is_success(), cors);
+        // Browsers do not count `*` for this one, and every OpenAI client sends it.
+        let headers = preflight.headers().get("access-control-allow-headers");
+        let is_named = headers.is_some_and(|names| {
+            let names = names.to_str().expect("text").to_ascii_lowercase();
+            names.contains("authorization")
+        });
+        assert_eq!(is_named, cors);
         let allowed = |response: &reqwest::Response| {
             response
                 .headers()

@@ -202,6 +202,35 @@ async fn the_text_of_a_refusal_is_for_people() {
     let body = json!({"model": "fake", "prompt": "x", "best_of": 2});
     let (status, error) = setup.error("/v1/completions", &body).await;
     assert_eq!((status, &error["param"]), (400, &json!("best_of")));
+    for (field, value, text) in [
+        ("temperature", json!("hot"), "a number"),
+        (
+            "max_tokens",
+            json!(-1),
+            "a whole number from 0 to 4294967295",
+        ),
+        ("seed", json!(1.5), "a whole number of 64 bits"),
+        ("stream", json!(1), "true or false"),
+        ("model", json!(7), "text"),
+        ("messages", json!({}), "a list"),
+        ("messages[0]", json!([1]), "an object"),
+        ("stream_options", json!("x"), "an object"),
+        ("logit_bias", json!([]), "an object"),
+    ] {
+        let name = field.split('[').next().expect("a name");
+        let (status, error) = setup.error(CHAT, &chat(json!({name: value}))).await;
+        assert_eq!((status, &error["param"]), (400, &json!(field)));
+        assert_eq!(error["message"], format!("{field} must be {text}"));
+    }
+    let body = json!({"model": "fake", "input": "x", "encoding_format": "int8"});
+    let (_, error) = setup.error("/v1/embeddings", &body).await;
+    assert_eq!(
+        error["message"],
+        "encoding_format must be \"float\" or \"base64\""
+    );
+    let long = "x".repeat(100_000);
+    let (_, error) = setup.error(CHAT, &chat(json!({"seed": long}))).await;
+    assert!(error["message"].as_str().expect("text").len() < 100);
     let missing = setup.error(CHAT, &json!({"messages": []})).await;
     assert_eq!((missing.0, &missing.1["param"]), (400, &json!("model")));
 }

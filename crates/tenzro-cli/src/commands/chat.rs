@@ -10,6 +10,7 @@ use serde_json::json;
 use tenzro_node::config::Config;
 use tenzro_node::openai_client::OpenAiClient;
 use tenzro_node::{ServerRecord, Servers};
+use tokio_util::sync::CancellationToken;
 
 use super::session::{Session, message};
 use super::stop::serving;
@@ -72,21 +73,24 @@ fn choose_server(config: &Config, wanted: Option<&str>) -> anyhow::Result<Server
     let running = Servers::new(&config.home).running()?;
     let names: Vec<String> = running.iter().map(|server| server.model.clone()).collect();
     match wanted {
-        Some(wanted) => serving(running, wanted).into_iter().next().ok_or_else(|| {
-            let known = super::library(config)
-                .find(wanted)
-                .is_ok_and(|found| found.is_ok());
-            let step = if known { "serve" } else { "download" };
-            Failure::new(format!("no model server of this home serves '{wanted}'"))
-                .hint(match step {
-                    "serve" => format!("tenzro-cli model serve {wanted} --detach"),
-                    _ if names.is_empty() => {
-                        format!("tenzro-cli model download {wanted}, then model serve it")
-                    }
-                    _ => format!("running: {}", names.join(", ")),
-                })
-                .into()
-        }),
+        Some(wanted) => serving(config, running, wanted)
+            .into_iter()
+            .next()
+            .ok_or_else(|| {
+                let known = super::library(config)
+                    .find(wanted)
+                    .is_ok_and(|found| found.is_ok());
+                let step = if known { "serve" } else { "download" };
+                Failure::new(format!("no model server of this home serves '{wanted}'"))
+                    .hint(match step {
+                        "serve" => format!("tenzro-cli model serve {wanted} --detach"),
+                        _ if names.is_empty() => {
+                            format!("tenzro-cli model download {wanted}, then model serve it")
+                        }
+                        _ => format!("running: {}", names.join(", ")),
+                    })
+                    .into()
+            }),
         None => match running.as_slice() {
             [only] => Ok(only.clone()),
             [] => Err(Failure::new("no model server is running")
@@ -110,13 +114,17 @@ async fn once(
     let mut conversation = session.conversation();
     conversation.push(message("user", prompt));
     let streams = !chat.no_stream && !output.json;
+    let unread = CancellationToken::new();
     let show = |text: &str| {
-        if streams {
-            output.print(text);
+        if streams && !output.print(text) {
+            unread.cancel();
         }
     };
     let turn = Turn::run(client, &session.model, conversation, settings, show);
     let turn = tokio::select! {
+        biased;
+        // As in `chat … | head -1`: nobody waits for the rest.
+        () = unread.cancelled() => return Ok(ExitCode::SUCCESS),
         turn = turn => turn?,
         _ = tokio::signal::ctrl_c() => {
             output.line("");

@@ -21,6 +21,8 @@ pub(super) struct Background {
     pub(super) arguments: Vec<String>,
     /// Where it logs.
     pub(super) log: PathBuf,
+    /// The log goes on; otherwise it begins anew.
+    pub(super) keep_log: bool,
     /// What a prompt asked for: there is none in the background.
     pub(super) wallet_password: Option<String>,
 }
@@ -35,12 +37,20 @@ pub(super) async fn start(
     if let Some(parent) = background.log.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let log = std::fs::File::create(&background.log).context("cannot write the log")?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&background.log)
+        .context("cannot write the log")?;
+    if !background.keep_log {
+        log.set_len(0).context("cannot write the log")?;
+    }
     let mut command = tokio::process::Command::new(program);
     command
         .arg("--home")
         .arg(config.home.root())
-        .arg("--json")
+        // The log says what happens, not only what goes wrong.
+        .args(["--json", "-v"])
         .args(&background.arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

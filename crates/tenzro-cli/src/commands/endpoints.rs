@@ -1,22 +1,27 @@
 //! `model list` (network), `model endpoints` and `model endpoint`.
 
 use serde_json::json;
+use tenzro_node::NodeError;
 use tenzro_node::config::Config;
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::network::{EndpointInfo, Missing, NetworkModel};
 
-use super::network::{explain_node, node, tell_missing};
+use super::network::{START_NODE, explain_node, node, tell_missing};
 use super::provider::status_text;
 use crate::output::Output;
+use crate::report::Failure;
 
 pub(super) async fn models(config: &Config, output: &Output) -> anyhow::Result<()> {
     let models: Vec<NetworkModel> = node(config)?
         .call("tenzro_listModels", json!([]))
         .await
-        .map_err(|error| {
-            let error = explain_node(error);
-            output.hint("tenzro-cli model list --local lists the models of this home");
-            error
+        .map_err(|error| match error {
+            NodeError::Unreachable { .. } => Failure::new(error.to_string())
+                .hint(format!(
+                    "{START_NODE}; the models of this home: tenzro-cli model list --local"
+                ))
+                .into(),
+            error => explain_node(error),
         })?;
     if output.json {
         output.json(&models);

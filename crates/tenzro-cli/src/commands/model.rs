@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use tenzro_hub::{DownloadError, HashState, Hub, ImportError, LibraryEntry, ModelRef, read_header};
-use tenzro_node::Servers;
 use tenzro_node::config::Config;
+use tenzro_node::{ServerRecord, Servers};
 use tokio_util::sync::CancellationToken;
 
 use super::{find, library};
@@ -93,9 +93,7 @@ pub(super) fn list(config: &Config, output: &Output) -> anyhow::Result<()> {
     let entries = library(config).list()?;
     let running = Servers::new(&config.home).running()?;
     let served_at = |entry: &LibraryEntry| {
-        let server = running
-            .iter()
-            .find(|server| server.model == entry.id || server.aliases.contains(&entry.id));
+        let server = running.iter().find(|server| serves(server, entry));
         server.map(|server| server.base_url.clone())
     };
     if output.json {
@@ -142,6 +140,11 @@ pub(super) fn list(config: &Config, output: &Output) -> anyhow::Result<()> {
     ];
     output.table(&head, rows);
     Ok(())
+}
+
+/// Under its own id or another one. The model of an upstream server is not ours.
+fn serves(server: &ServerRecord, entry: &LibraryEntry) -> bool {
+    server.upstream.is_none() && (server.model == entry.id || server.aliases.contains(&entry.id))
 }
 
 fn describe_state(state: &HashState) -> &'static str {
@@ -231,9 +234,9 @@ pub(super) fn info(config: &Config, model: &str, output: &Output) -> anyhow::Res
 pub(super) fn remove(config: &Config, model: &str, output: &Output) -> anyhow::Result<()> {
     let entry = find(config, model)?;
     let running = Servers::new(&config.home).running()?;
-    if running.iter().any(|server| server.model == entry.id) {
+    if let Some(server) = running.iter().find(|server| serves(server, &entry)) {
         return Err(Failure::new(format!("{} is being served", entry.id))
-            .hint(format!("tenzro-cli model stop {}", entry.id))
+            .hint(format!("tenzro-cli model stop {}", server.model))
             .into());
     }
     if !output.yes && std::io::stdin().is_terminal() && !confirm(&entry)? {

@@ -8,18 +8,33 @@ use tenzro_ledger::{
     WalletError,
 };
 use tenzro_node::config::Config;
-use tenzro_node::{Network, NetworkError, NodeClient, NodeError, provider_info};
+use tenzro_node::{Network, NetworkError, NodeClient, NodeError, provider_info, running_node};
 use tenzro_protocol::network::{Missing, ProviderInfo};
 
 use crate::output::Output;
 use crate::report::Failure;
 
-const START_NODE: &str = "tenzro-cli node start --detach";
+/// What to do when there is no node.
+pub(super) const START_NODE: &str = "tenzro-cli node start --detach";
 
-/// The node of the settings.
+/// The node of the settings; where they name none, the one of this home, whatever its port.
 pub(super) fn node(config: &Config) -> anyhow::Result<NodeClient> {
+    if config.is_default("rpc")
+        && let Some(node) = own_node(config)?
+    {
+        return Ok(node);
+    }
     let url: String = config.get("rpc").unwrap_or_default();
     NodeClient::new(&url, &config.home).map_err(explain_node)
+}
+
+/// The node of this home, when it runs, whatever the settings say.
+pub(super) fn own_node(config: &Config) -> anyhow::Result<Option<NodeClient>> {
+    let Some(node) = running_node(&config.home) else {
+        return Ok(None);
+    };
+    let client = NodeClient::new(&node.rpc_url, &config.home);
+    client.map(Some).map_err(explain_node)
 }
 
 /// The node and its ledger.

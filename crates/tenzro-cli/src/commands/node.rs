@@ -102,10 +102,9 @@ fn report(record: &NodeRecord, output: &Output) {
 fn explain(error: NodeStartError) -> anyhow::Error {
     let hint = match &error {
         NodeStartError::Running(_) => Some("tenzro-cli node stop".to_owned()),
-        NodeStartError::Listen { .. } => Some(
-            "choose another --port (0 takes a free one), and name it to other commands with --rpc"
-                .to_owned(),
-        ),
+        NodeStartError::Listen { .. } => {
+            Some("choose another --port (0 takes a free one)".to_owned())
+        }
         NodeStartError::Ledger(LedgerSourceError::NoContracts { url }) => Some(format!(
             "tenzro-cli chain deploy --rpc {url}, or set the addresses under [chain] in config.toml"
         )),
@@ -150,6 +149,7 @@ async fn detach(
     let background = Background {
         arguments,
         log: log.clone(),
+        keep_log: false,
         wallet_password,
     };
     let ready = detach::start(config, background, |_| {}).await?;

@@ -1,7 +1,7 @@
 //! `model serve`, in the foreground or detached.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,15 +10,16 @@ use tenzro_hub::{HashState, LibraryEntry};
 use tenzro_node::config::Config;
 use tenzro_node::{
     EngineConfig, LoadError, ModelServer, Network, Registration, RegistrationError, ServeOptions,
-    ServerRecord, Servers, Source, StartError, running_node,
+    ServerRecord, Servers, Source, StartError, forget,
 };
 use tenzro_protocol::model_id;
 use tenzro_protocol::network::ProviderInfo;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::detach::{self, Background};
 use super::network::{
-    Unlocked, connect, explain_node, explain_send, node, own_wallet, tell_missing, unlock,
+    Unlocked, connect, explain_node, explain_send, own_node, own_wallet, tell_missing, unlock,
 };
 use super::{find, library};
 use crate::arguments::Serve;
@@ -42,15 +43,21 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         Source::Library { entry, .. } => entry.size(),
         Source::Upstream { .. } => 0,
     };
+    let loading = CancellationToken::new();
+    // Ends the thread that reads the model too: the program waits for it.
+    let _stop_loading = loading.clone().drop_guard();
     let starting = ModelServer::start(&config.home, options, move |share| {
         shower.bytes("loading", (f64::from(share) * size as f64) as u64, size);
-        true
+        !loading.is_cancelled()
     });
-    let server = tokio::select! {
+    let mut server = tokio::select! {
         started = starting => started.map_err(|error| explain(error, &serve))?,
-        () = stop.wait() => return Ok(()),
+        () = stop.wait() => {
+            output.note("stopped before the model was loaded");
+            return Ok(());
+        }
     };
-    let (registration, provider) = match register(config, &server, remote, output).await {
+    let (registration, provider) = match register(config, &mut server, remote, output).await {
         Ok(registered) => registered,
         Err(error) => {
             server.shutdown(Duration::ZERO).await;
@@ -62,11 +69,16 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
     stop.wait().await;
     output.note("stopping: running answers may finish (30 s); once more to stop at once");
     let ending = async {
+        let record = server.record().clone();
         // Nobody is sent here any more while the last answers finish.
-        let (ended, finished) = tokio::join!(unregister(registration), server.shutdown(DRAIN));
+        let unregistering = unregister(config, registration, &record);
+        let (ended, finished) = tokio::join!(unregistering, server.shutdown(DRAIN));
         if let Err(error) = ended {
             output.warn(format!("it is still registered: {error}"));
-            output.hint("stop it again with the same --port, or: tenzro-cli provider status");
+            output.hint(format!(
+                "tenzro-cli model stop {}, once the node answers",
+                serve.model
+            ));
         }
         if !finished {
             output.warn("some answers were cut off");
@@ -111,16 +123,16 @@ impl Remote {
 /// serves all the same.
 async fn register(
     config: &Config,
-    server: &ModelServer,
+    server: &mut ModelServer,
     remote: Option<Remote>,
     output: &Output,
 ) -> anyhow::Result<(Option<Registration>, Option<ProviderInfo>)> {
     let record = server.record();
     let Some(remote) = remote else {
-        if running_node(&config.home).is_none() {
+        let Some(node) = own_node(config)? else {
             return Ok((None, None));
-        }
-        let registered = Registration::local(node(config)?, &record.model, &record.base_url);
+        };
+        let registered = Registration::local(node, &record.model, &record.base_url);
         return Ok(match registered.await {
             Ok(registration) => (Some(registration), None),
             Err(error) => {
@@ -138,14 +150,27 @@ async fn register(
         RegistrationError::Node(error) => explain_node(error),
         RegistrationError::Send(error) => explain_send(error, &network),
     })?;
+    if let Some(place) = registration.place() {
+        server.set_registered(place)?;
+    }
     Ok((Some(registration), Some(recorded.provider)))
 }
 
-async fn unregister(registration: Option<Registration>) -> Result<(), RegistrationError> {
+async fn unregister(
+    config: &Config,
+    registration: Option<Registration>,
+    record: &ServerRecord,
+) -> anyhow::Result<()> {
     match registration {
-        Some(registration) => registration.end().await,
-        None => Ok(()),
+        Some(registration) => registration.end().await?,
+        None => {
+            // A node that started later found this server by itself.
+            if let Some(node) = own_node(config)? {
+                forget(&node, &record.model, Some(&record.base_url)).await?;
+            }
+        }
     }
+    Ok(())
 }
 
 /// What to do next, or what is missing until this server can earn.
@@ -205,7 +230,15 @@ fn explain(error: StartError, serve: &Serve) -> anyhow::Error {
         StartError::PortOurs { model, .. } => Some(format!(
             "tenzro-cli model stop {model}, or choose another --port"
         )),
-        StartError::Listen { .. } => Some("choose another --port (0 takes a free one)".to_owned()),
+        StartError::Listen { source, .. } => Some(match source.kind() {
+            std::io::ErrorKind::AddrNotAvailable => {
+                "choose an address of this machine with --host".to_owned()
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "choose a --port from 1024 on (0 takes a free one)".to_owned()
+            }
+            _ => "choose another --port (0 takes a free one)".to_owned(),
+        }),
         StartError::Load(error) => error.hint(),
         StartError::Upstream { .. } => {
             Some("the address must end in /v1 and be running".to_owned())
@@ -232,10 +265,6 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
             .get::<IpAddr>("serve.host")
             .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
     };
-    let port = serve
-        .port
-        .or_else(|| config.get("serve.port"))
-        .unwrap_or(8080);
     let (id, source) = match &serve.upstream {
         Some(url) => {
             let upstream = Source::Upstream {
@@ -269,11 +298,10 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
     }
     Ok(ServeOptions {
         host,
-        port,
+        port: port(config, serve),
         id,
         source,
         cors: config.get("serve.cors").unwrap_or(false),
-        is_remote: serve.remote,
     })
 }
 
@@ -335,12 +363,17 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
         Some(remote) => remote.unlocked.typed_password,
         None => None,
     };
-    let log = log_path(config, serve);
+    let port = port(config, serve);
+    let log = Servers::new(&config.home).log_file(port);
     let mut arguments = arguments(serve);
-    arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
+    if !config.is_default("rpc") {
+        arguments.extend(["--rpc".to_owned(), config.get("rpc").unwrap_or_default()]);
+    }
     let background = Background {
         arguments,
         log: log.clone(),
+        // Another one may still write to it.
+        keep_log: port == 0 || Servers::new(&config.home).is_running(port),
         wallet_password,
     };
     let shower = Shower::new(output);
@@ -368,12 +401,11 @@ async fn detach(config: &Config, serve: &Serve, output: &Output) -> anyhow::Resu
     Ok(())
 }
 
-fn log_path(config: &Config, serve: &Serve) -> PathBuf {
-    let port = serve
+fn port(config: &Config, serve: &Serve) -> u16 {
+    serve
         .port
         .or_else(|| config.get("serve.port"))
-        .unwrap_or(8080);
-    Servers::new(&config.home).log_file(port)
+        .unwrap_or(8080)
 }
 
 /// The same arguments without `--detach`.

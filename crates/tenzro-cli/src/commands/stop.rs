@@ -3,11 +3,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
+use tenzro_ledger::registry::Endpoint;
 use tenzro_node::config::Config;
-use tenzro_node::{ServerRecord, Servers};
+use tenzro_node::{LedgerPlace, ServerRecord, Servers};
 use tenzro_protocol::model_id::{comparable, nearest};
 
 use super::detach;
+use super::library;
+use super::network::{Acting, connect, own_node, wallet};
 use super::serve::DRAIN;
 use crate::output::Output;
 use crate::report::Failure;
@@ -44,15 +47,29 @@ pub(super) fn list(config: &Config, output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Running servers that serve what a text names.
-pub(super) fn serving(servers: Vec<ServerRecord>, model: &str) -> Vec<ServerRecord> {
+/// Running servers that serve what a text names: those of that id, else those that know it as another
+/// name of their model.
+pub(super) fn serving(
+    config: &Config,
+    servers: Vec<ServerRecord>,
+    model: &str,
+) -> Vec<ServerRecord> {
     let wanted = comparable(model);
-    servers
+    let entry = library(config).find(model).ok().and_then(Result::ok);
+    let is_entry = |name: &String| entry.as_ref().is_some_and(|entry| entry.id == *name);
+    let (by_id, others): (Vec<_>, Vec<_>) = servers
+        .into_iter()
+        .partition(|server| comparable(&server.model) == wanted);
+    if !by_id.is_empty() {
+        return by_id;
+    }
+    others
         .into_iter()
         .filter(|server| {
-            std::iter::once(&server.model)
-                .chain(&server.aliases)
-                .any(|name| comparable(name) == wanted)
+            let names = std::iter::once(&server.model).chain(&server.aliases);
+            names
+                .into_iter()
+                .any(|name| comparable(name) == wanted || is_entry(name))
         })
         .collect()
 }
@@ -67,10 +84,15 @@ pub(super) async fn run(
     let running = registry.running()?;
     let names: Vec<String> = running.iter().map(|server| server.model.clone()).collect();
     let chosen = match model {
-        Some(model) if !all => serving(running, model),
+        Some(model) if !all => serving(config, running, model),
         _ => running,
     };
     if chosen.is_empty() && !all {
+        if let Some(model) = model
+            && unregister(config, model, output).await?
+        {
+            return Ok(());
+        }
         let model = model.unwrap_or_default();
         let near = nearest(model, names.iter().map(String::as_str));
         let hint = match near.as_slice() {
@@ -94,6 +116,9 @@ pub(super) async fn run(
             ));
         };
         detach::ended(server.pid, DRAIN + MARGIN, is_running, slow).await?;
+        if let Some(place) = &server.on_ledger {
+            check_unregistered(config, &server, place, output).await;
+        }
         if output.json {
             output.json(&json!({"stopped": server.model, "port": server.port}));
         } else {
@@ -101,4 +126,79 @@ pub(super) async fn run(
         }
     }
     Ok(())
+}
+
+/// A server that ended without saying so, as after kill -9, is still known to others: takes it
+/// off. True when there was one.
+async fn unregister(config: &Config, model: &str, output: &Output) -> anyhow::Result<bool> {
+    let wanted = comparable(model);
+    if let Some(node) = own_node(config)? {
+        // Forgets local ones, and takes those of the node's wallet off the ledger.
+        let stopped = node.call("tenzro_stopModel", json!([model])).await;
+        if let Ok(stopped) = stopped {
+            let _: serde_json::Value = stopped;
+            tell_unregistered(model, output);
+            return Ok(true);
+        }
+    }
+    let is_meant = |endpoint: &Endpoint| comparable(&endpoint.model_id) == wanted;
+    let left = left_on_ledger(config, is_meant).await;
+    let left = left.unwrap_or_default();
+    if left.is_empty() {
+        return Ok(false);
+    }
+    let acting = Acting::start(config, output).await?;
+    for endpoint in left {
+        let stopped = acting.operations().stop_model(endpoint.id).await;
+        stopped.map_err(|error| acting.explain(error))?;
+        tell_unregistered(&endpoint.model_id, output);
+    }
+    Ok(true)
+}
+
+fn tell_unregistered(model: &str, output: &Output) {
+    if output.json {
+        output.json(&json!({"stopped": model, "port": null}));
+    } else {
+        output.line(format!("unregistered {model} (no server was running)"));
+    }
+}
+
+/// Says so when a server has stopped but could not be unregistered.
+async fn check_unregistered(
+    config: &Config,
+    server: &ServerRecord,
+    place: &LedgerPlace,
+    output: &Output,
+) {
+    let mut config = config.clone();
+    config.set("rpc", place.rpc_url.clone());
+    let is_meant = |endpoint: &Endpoint| {
+        endpoint.base_url == place.base_url
+            && comparable(&endpoint.model_id) == comparable(&server.model)
+    };
+    let left = left_on_ledger(&config, is_meant).await;
+    if left.is_ok_and(|left| left.is_empty()) {
+        return;
+    }
+    output.warn(format!(
+        "{} may still be registered on the ledger",
+        server.model
+    ));
+    output.hint(format!(
+        "tenzro-cli model stop {}, once the node answers",
+        server.model
+    ));
+}
+
+/// Endpoints of this home's wallet that are on the ledger.
+async fn left_on_ledger(
+    config: &Config,
+    is_meant: impl Fn(&Endpoint) -> bool,
+) -> anyhow::Result<Vec<Endpoint>> {
+    let own = wallet(config, None)?.address;
+    let network = connect(config).await?;
+    let mut endpoints = network.ledger.endpoints_now(own).await?;
+    endpoints.retain(|endpoint| !endpoint.is_stopped && is_meant(endpoint));
+    Ok(endpoints)
 }

@@ -1,5 +1,8 @@
 //! `chat`: one answer, piped, and sessions that survive.
 
+use std::io::Read;
+use std::process::Stdio;
+
 use super::Home;
 
 #[test]
@@ -41,4 +44,26 @@ fn one_answer_for_a_prompt_or_for_piped_input() {
         refused.stderr
     );
     assert!(refused.stderr.contains("hint:"), "{}", refused.stderr);
+}
+
+#[test]
+fn an_answer_that_nobody_reads_any_more_ends() {
+    let home = Home::with_model();
+    home.serve(&["--ctx-size", "2048"]);
+    let mut child = home
+        .command(&["chat", "--temperature", "0", "Tell me a long story."])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let mut first = [0];
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut first).expect("a first character");
+    drop(stdout);
+    let done = child.wait_with_output().expect("it ends");
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert!(
+        !stderr.contains("tok/s"),
+        "it was computed to its end: {stderr}"
+    );
 }

@@ -2,9 +2,14 @@
 
 mod chat;
 mod download;
+mod ledger;
+mod mistakes;
+mod node;
+mod provider;
 mod serve;
 mod terminal;
 mod usage;
+mod wallet;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -14,6 +19,8 @@ use tempfile::TempDir;
 /// A home and the command line that uses it.
 struct Home {
     directory: TempDir,
+    /// The node that commands talk to, when it is not the default one.
+    rpc: Option<String>,
 }
 
 /// What a command did.
@@ -27,6 +34,7 @@ impl Home {
     fn new() -> Self {
         Self {
             directory: tempfile::tempdir().expect("a directory"),
+            rpc: None,
         }
     }
 
@@ -44,6 +52,11 @@ impl Home {
         home
     }
 
+    /// The same home for the library's functions.
+    fn paths(&self) -> tenzro_node::Home {
+        tenzro_node::Home::new(self.path().join("home"))
+    }
+
     fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -57,6 +70,11 @@ impl Home {
             .env("HOME", self.path())
             .env("TENZRO_HOME", self.path().join("home"))
             .env("HF_HUB_CACHE", self.path().join("cache"))
+            // Nothing listens there: a node that somebody runs must not be found.
+            .env(
+                "TENZRO_RPC",
+                self.rpc.as_deref().unwrap_or("http://127.0.0.1:1"),
+            )
             .stdin(Stdio::null());
         command
     }
@@ -80,6 +98,37 @@ impl Home {
         Done::from(child.wait_with_output().expect("it ends"))
     }
 
+    /// Runs a command that has to succeed and returns its data.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let done = self.run(arguments);
+        assert_eq!(
+            done.code,
+            Some(0),
+            "{arguments:?}: {}{}",
+            done.stdout,
+            done.stderr
+        );
+        done.stdout
+    }
+
+    /// The same with `--json`.
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let text = self.ok(&[&["--json"], arguments].concat());
+        serde_json::from_str(&text).expect("one JSON document")
+    }
+
+    /// Starts a node in the background on a free port; later commands talk to it.
+    fn start_node(&mut self, more: &[&str]) -> String {
+        let start = ["node", "start", "--port", "0", "--detach"];
+        let ready = self.json(&[&start, more].concat());
+        let url = ready["node"]["rpc_url"]
+            .as_str()
+            .expect("an address")
+            .to_owned();
+        self.rpc = Some(url.clone());
+        url
+    }
+
     /// Serves the test model in the background and returns its address.
     fn serve(&self, more: &[&str]) -> String {
         let mut arguments = vec!["model", "serve", "smollm2-135m", "--port", "0", "--detach"];
@@ -97,6 +146,7 @@ impl Drop for Home {
         let _ = self
             .command(&["--quiet", "model", "stop", "--all"])
             .output();
+        let _ = self.command(&["--quiet", "node", "stop"]).output();
     }
 }
 
@@ -107,6 +157,17 @@ impl From<Output> for Done {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+}
+
+/// Kills a process and waits until it is gone.
+fn kill(pid: &str, is_running: impl Fn() -> bool) {
+    let killed = Command::new("kill").args(["-9", pid]).status();
+    assert!(killed.expect("runs").success());
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while is_running() {
+        assert!(std::time::Instant::now() < patience, "process {pid} lives");
+        std::thread::yield_now();
     }
 }
 

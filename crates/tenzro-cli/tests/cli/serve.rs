@@ -67,6 +67,51 @@ fn a_server_is_listed_answers_and_stops() {
 }
 
 #[test]
+fn a_server_with_an_alias_is_found_by_all_names_of_its_model() {
+    let home = Home::with_model();
+    let address = home.serve(&["--ctx-size", "512", "--alias", "mine"]);
+    let list = home.run(&["model", "list", "--local"]);
+    assert!(list.stdout.contains(&address), "{}", list.stdout);
+    let remove = home.run(&["--yes", "model", "remove", "smollm2-135m"]);
+    assert_eq!(remove.code, Some(1), "it is being served");
+    // Another link to the file, as the one that was imported usually is.
+    let list = home.run(&["--json", "model", "list", "--local"]);
+    let list: serde_json::Value = serde_json::from_str(&list.stdout).expect("JSON");
+    let kept = list[0]["model"]["files"][0]["path"].as_str();
+    let path = home.path().join("link.gguf");
+    std::fs::hard_link(kept.expect("a path"), &path).expect("linked");
+    let path = path.display().to_string();
+    for name in ["mine", "smollm2-135m", "SmolLM2-135M-Instruct.Q4_1", &path] {
+        let done = home.run(&["chat", "--model", name, "--max-tokens", "2", "Hi"]);
+        assert_eq!(done.code, Some(0), "{name}: {}", done.stderr);
+    }
+    for name in ["smollm2_135m", "SmolLM2-135M-Instruct.Q4_1", &path] {
+        let done = home.run(&["model", "info", name]);
+        assert_eq!(done.code, Some(0), "{name}: {}", done.stderr);
+    }
+    let stopped = home.run(&["model", "stop", &path]);
+    assert_eq!(stopped.stdout.trim(), "stopped mine", "{}", stopped.stderr);
+}
+
+#[test]
+fn a_second_start_on_a_port_leaves_the_log_of_the_first() {
+    let home = Home::with_model();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = free.local_addr().expect("bound").port().to_string();
+    drop(free);
+    let serve = ["model", "serve", "smollm2-135m", "--port", &port];
+    let serve = [&serve[..], &["--threads", "1", "--detach"]].concat();
+    let first = home.run(&serve);
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
+    let log = home.path().join("home/servers").join(&port).join("log");
+    let before = std::fs::read_to_string(&log).expect("a log");
+    assert!(!before.is_empty());
+    assert_eq!(home.run(&serve).code, Some(1));
+    let after = std::fs::read_to_string(&log).expect("a log");
+    assert!(after.starts_with(&before), "{after}");
+}
+
+#[test]
 fn a_terminated_server_finishes_running_answers_and_exits_with_0() {
     let home = Home::with_model();
     let mut child = home
@@ -178,6 +223,8 @@ fn a_path_is_served_and_another_server_can_stand_in_front() {
         answer["usage"]["prompt_tokens"].as_u64().expect("a number") > 20,
         "{answer}"
     );
+    let stopped = home.run(&["model", "stop", "inner"]);
+    assert_eq!(stopped.stdout.trim(), "stopped inner", "the front goes on");
     let dead = home.run(&[
         "model",
         "serve",

@@ -9,6 +9,34 @@ fn every_command_has_help_and_most_have_an_example() {
         "model download",
         "model import",
         "model list",
+        "model endpoints",
+        "model endpoint",
+        "provider register",
+        "provider deregister",
+        "provider status",
+        "provider pricing set",
+        "provider pricing show",
+        "provider schedule set",
+        "provider schedule show",
+        "provider schedule clear",
+        "stake deposit",
+        "stake withdraw",
+        "stake status",
+        "wallet create",
+        "wallet import",
+        "wallet list",
+        "wallet show",
+        "wallet use",
+        "wallet balance",
+        "wallet send",
+        "wallet faucet",
+        "wallet export",
+        "node start",
+        "node status",
+        "node stop",
+        "node logs",
+        "chain deploy",
+        "chain info",
         "model info",
         "model remove",
         "model serve",
@@ -35,7 +63,11 @@ fn every_command_has_help_and_most_have_an_example() {
 fn mistakes_have_a_hint_and_their_exit_code() {
     let home = Home::new();
     let cases: [(&[&str], i32, &str); 8] = [
-        (&["model", "list"], 1, "hint: tenzro-cli model list --local"),
+        (
+            &["model", "list"],
+            1,
+            "hint: tenzro-cli node start --detach",
+        ),
         (
             &["model", "info", "nobody/nothing"],
             1,
@@ -62,9 +94,9 @@ fn mistakes_have_a_hint_and_their_exit_code() {
         assert!(done.stderr.contains(text), "{arguments:?}: {}", done.stderr);
         assert_eq!(done.stdout, "", "{arguments:?}: errors are no data");
     }
-    let done = home.run(&["--json", "model", "list"]);
+    let done = home.run(&["--json", "provider", "status"]);
     let error: serde_json::Value = serde_json::from_str(&done.stdout).expect("one JSON document");
-    assert_eq!(error["error"]["hint"], "tenzro-cli model list --local");
+    assert_eq!(error["error"]["hint"], "tenzro-cli node start --detach");
 }
 
 #[test]

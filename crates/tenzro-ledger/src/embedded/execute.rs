@@ -127,6 +127,11 @@ impl Call {
         let mut high = self.tx.gas_limit;
         let mut low = match self.result(state, block)? {
             ExecutionResult::Success { gas, .. } => {
+                // A plain payment needs the same gas always.
+                let used = gas.tx_gas_used();
+                if self.tx.data.is_empty() && self.suffices(used, state, block)? {
+                    return Ok(used);
+                }
                 let optimistic = gas
                     .total_gas_spent()
                     .saturating_add(CALL_STIPEND)
@@ -136,7 +141,7 @@ impl Call {
                 if optimistic < high && self.suffices(optimistic, state, block)? {
                     high = optimistic;
                 }
-                gas.tx_gas_used().saturating_sub(1)
+                used.saturating_sub(1)
             }
             ExecutionResult::Revert { output, .. } => return Err(RpcError::Reverted(output)),
             ExecutionResult::Halt {

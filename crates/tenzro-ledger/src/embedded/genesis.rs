@@ -15,9 +15,8 @@ use alloy::eips::Encodable2718;
 use alloy::network::TxSignerSync;
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256, address, b256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::{SolCall, SolConstructor};
 
-use crate::contracts::{Faucet, PaymentChannels, ProviderRegistry, TNZO};
+use crate::deploy::{FaucetRules, Rules};
 use crate::ledger::Addresses;
 
 /// EIP-155 id of every embedded chain: the customary one of development chains.
@@ -45,66 +44,25 @@ pub(super) const ADDRESSES: Addresses = Addresses {
 };
 const FAUCET: Address = address!("e7f1725E7734CE288F8367e1Bb143E90bb3F0512");
 
-/// One TNZO, or one gas coin, in wei.
-const UNIT: U256 = U256::from_limbs([1_000_000_000_000_000_000, 0, 0, 0]);
-/// TNZO that there are.
-const SUPPLY_TNZO: u64 = 1_000_000_000;
-/// What the faucet has of them.
-const FAUCET_SUPPLY_TNZO: u64 = SUPPLY_TNZO / 2;
-/// What it gives an address at once.
-const DRIP_TNZO: u64 = 20_000;
-/// And how often, in seconds.
-const DRIP_PERIOD_S: u64 = 24 * 60 * 60;
-/// What an endpoint needs to be active.
-const MINIMUM_STAKE_TNZO: u64 = 1_000;
-const UNBONDING_PERIOD_S: u64 = 7 * 24 * 60 * 60;
-const PRICE_DELAY_S: u64 = 60;
-const CLOSE_GRACE_PERIOD_S: u64 = 60 * 60;
-/// Gas coin of the development account. Gas costs nothing, but value can be sent.
-const DEVELOPMENT_COINS: u64 = 10_000;
-
-fn units(count: u64) -> U256 {
-    U256::from(count) * UNIT
-}
+/// Wei of gas coin of the development account. Gas costs nothing, but value can be sent.
+const DEVELOPMENT_COINS: u128 = 10_000 * 10u128.pow(18);
 
 /// Balances in gas coin at block 0.
 pub(super) fn alloc() -> (Address, U256) {
-    (DEVELOPMENT_ACCOUNT, units(DEVELOPMENT_COINS))
+    (DEVELOPMENT_ACCOUNT, U256::from(DEVELOPMENT_COINS))
 }
 
 /// The transactions of blocks 1 to 5.
 pub(super) fn transactions() -> Vec<TxEnvelope> {
-    let tnzo = TNZO::constructorCall {
-        treasury: DEVELOPMENT_ACCOUNT,
-        supply: units(SUPPLY_TNZO),
-    };
-    let faucet = Faucet::constructorCall {
-        token_: ADDRESSES.tnzo,
-        amount_: units(DRIP_TNZO),
-        period_: U256::from(DRIP_PERIOD_S),
-    };
-    let registry = ProviderRegistry::constructorCall {
-        token_: ADDRESSES.tnzo,
-        arbiter_: DEVELOPMENT_ACCOUNT,
-        treasury_: DEVELOPMENT_ACCOUNT,
-        minimumStake_: units(MINIMUM_STAKE_TNZO),
-        unbondingPeriod_: UNBONDING_PERIOD_S,
-        priceDelay_: PRICE_DELAY_S,
-    };
-    let channels = PaymentChannels::constructorCall {
-        token_: ADDRESSES.tnzo,
-        closeGracePeriod: CLOSE_GRACE_PERIOD_S,
-    };
-    let funds = TNZO::transferCall {
-        to: FAUCET,
-        value: units(FAUCET_SUPPLY_TNZO),
-    };
+    let rules = Rules::standard(DEVELOPMENT_ACCOUNT, DEVELOPMENT_ACCOUNT);
+    let faucet = FaucetRules::standard();
+    let token = ADDRESSES.tnzo;
     let steps = [
-        (TxKind::Create, init(&TNZO::BYTECODE, &tnzo)),
-        (TxKind::Create, init(&Faucet::BYTECODE, &faucet)),
-        (TxKind::Create, init(&ProviderRegistry::BYTECODE, &registry)),
-        (TxKind::Create, init(&PaymentChannels::BYTECODE, &channels)),
-        (TxKind::Call(ADDRESSES.tnzo), funds.abi_encode().into()),
+        (TxKind::Create, rules.tnzo_code()),
+        (TxKind::Create, faucet.code(token)),
+        (TxKind::Create, rules.registry_code(token)),
+        (TxKind::Create, rules.channels_code(token)),
+        (TxKind::Call(token), faucet.funding(FAUCET)),
     ];
     let signer = PrivateKeySigner::from_bytes(&DEVELOPMENT_KEY).expect("the constant is a key");
     (0..)
@@ -120,10 +78,6 @@ pub(super) fn fingerprint(transactions: &[TxEnvelope]) -> B256 {
         content.extend_from_slice(&transaction.encoded_2718());
     }
     keccak256(content)
-}
-
-fn init(code: &Bytes, arguments: &impl SolConstructor) -> Bytes {
-    [code.to_vec(), arguments.abi_encode()].concat().into()
 }
 
 fn signed(signer: &PrivateKeySigner, nonce: u64, to: TxKind, input: Bytes) -> TxEnvelope {

@@ -27,7 +27,7 @@ pub(super) struct Readers {
     codes: Arc<Codes>,
     clock: Clock,
     idle: Mutex<Vec<Connection>>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
 }
 
 /// The chain as one reader sees it: all of it at the same block.
@@ -50,7 +50,9 @@ impl Readers {
             codes,
             clock,
             idle: Mutex::default(),
-            permits: Semaphore::new(processors.clamp(*READERS.start(), *READERS.end())),
+            permits: Arc::new(Semaphore::new(
+                processors.clamp(*READERS.start(), *READERS.end()),
+            )),
         }
     }
 
@@ -60,11 +62,17 @@ impl Readers {
         T: Send + 'static,
         F: FnOnce(&View<'_>) -> Result<T, RpcError> + Send + 'static,
     {
-        let permit = self.permits.acquire().await;
-        let _permit = permit.map_err(|error| RpcError::Internal(error.to_string()))?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(|error| RpcError::Internal(error.to_string()))?;
         let readers = Arc::clone(self);
-        let answer = tokio::task::spawn_blocking(move || readers.answer(question)).await;
-        answer.map_err(|error| RpcError::Internal(error.to_string()))?
+        let answer = tokio::task::spawn_blocking(move || {
+            // Held by the thread: whoever asked may have gone, the work goes on.
+            let _permit = permit;
+            readers.answer(question)
+        });
+        answer
+            .await
+            .map_err(|error| RpcError::Internal(error.to_string()))?
     }
 
     fn answer<T>(

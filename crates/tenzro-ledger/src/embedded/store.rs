@@ -12,6 +12,7 @@ use alloy::consensus::{Header, TxEnvelope};
 use alloy::eips::{Decodable2718, Encodable2718};
 use alloy::primitives::{Address, B256, Log, LogData};
 use alloy::rlp::{Decodable, Encodable};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
 use super::EmbeddedError;
@@ -22,6 +23,9 @@ const APPLICATION_ID: i32 = 0x544E_5A4F;
 const VERSION: i32 = 1;
 /// Pages in the write-ahead log before they are copied into the file: 16 MiB.
 const CHECKPOINT_PAGES: u32 = 4_096;
+/// Bytes of the write-ahead log from which on the writer waits for readers to begin it anew.
+/// Readers that always overlap would let it grow without end.
+const WAL_MAX: u64 = 64 * 1024 * 1024;
 /// Page cache of one connection in KiB.
 const CACHE_KIB: u32 = 16 * 1024;
 /// Statements of a connection that stay compiled.
@@ -179,6 +183,17 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Content), EmbeddedError> 
     Ok((conn, content))
 }
 
+/// Begins the write-ahead log anew when it has grown too long. Waits for those who read it now, at
+/// most as long as a question may take.
+pub(super) fn bound_wal(conn: &Connection, path: &Path) -> rusqlite::Result<()> {
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    if fs::metadata(PathBuf::from(wal)).is_ok_and(|file| file.len() > WAL_MAX) {
+        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    }
+    Ok(())
+}
+
 /// A connection that only reads; it never waits for the writer, nor the writer for it (WAL).
 pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     // Read-write, because readers of a write-ahead log share its index in memory; `query_only`
@@ -193,6 +208,9 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 fn prepare(conn: &Connection) -> rusqlite::Result<()> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    // A statement is compiled once, whatever is bound to it. Without this guarantee SQLite compiles
+    // a query with a range anew for each value: that was most of the time of a call.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     conn.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))
 }
 

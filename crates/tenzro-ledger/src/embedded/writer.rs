@@ -7,6 +7,7 @@
 //! Nobody is answered before the commit: what was acknowledged is on the disk. The slower the disk,
 //! the more requests share an fsync.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use alloy::consensus::proofs::{calculate_receipt_root, calculate_transaction_root};
@@ -65,6 +66,7 @@ pub(super) struct Job {
 /// Owns the connection that writes.
 #[derive(Debug)]
 pub(super) struct Writer {
+    path: PathBuf,
     conn: Connection,
     codes: Arc<Codes>,
     cache: Cache,
@@ -118,9 +120,15 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn new(conn: Connection, codes: Arc<Codes>, clock: Clock) -> rusqlite::Result<Self> {
+    pub(super) fn new(
+        path: PathBuf,
+        conn: Connection,
+        codes: Arc<Codes>,
+        clock: Clock,
+    ) -> rusqlite::Result<Self> {
         Ok(Self {
             head: store::head(&conn)?,
+            path,
             conn,
             codes,
             cache: Cache::default(),
@@ -138,6 +146,9 @@ impl Writer {
                 batch.push(next);
             }
             self.work(batch);
+            if let Err(error) = store::bound_wal(&self.conn, &self.path) {
+                tracing::warn!(%error, "the ledger's write-ahead log cannot be shortened");
+            }
         }
     }
 

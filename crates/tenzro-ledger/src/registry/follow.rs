@@ -206,7 +206,8 @@ impl Registry {
         if let Some((number, hash)) = cursor.state.last {
             match hash_of(provider, number).await? {
                 Some(found) if found == hash => cursor.lags = 0,
-                None if cursor.lags < LAGS_MAX => {
+                // A chain in this process is one node, and does not lag behind itself.
+                None if cursor.lags < LAGS_MAX && !provider.client().is_local() => {
                     cursor.lags += 1;
                     return Ok(Round::Lagging);
                 }

@@ -9,9 +9,12 @@ use tenzro_protocol::amount::Wei;
 use tenzro_protocol::json_rpc::{RpcError, named_params};
 use tenzro_protocol::schedule::Schedule;
 
-/// Reads named or positional parameters; the error names the one at fault.
+/// Reads named or positional parameters; the error names the one at fault. Clients send null for
+/// what they leave out.
 pub(super) fn read<T: DeserializeOwned>(params: Value, positions: &[&str]) -> Result<T, RpcError> {
-    let named = Value::Object(named_params(params, positions)?);
+    let mut named = named_params(params, positions)?;
+    named.retain(|_, value| !value.is_null());
+    let named = Value::Object(named);
     serde_path_to_error::deserialize(&named).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.inner().to_string();
@@ -38,10 +41,36 @@ pub(super) struct EndpointParam {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct AddressParam {
-    #[serde(alias = "provider", alias = "account", alias = "wallet")]
+    #[serde(
+        default,
+        deserialize_with = "checked_address",
+        alias = "provider",
+        alias = "account",
+        alias = "wallet"
+    )]
     pub(super) address: Option<Address>,
     #[serde(alias = "model_id", alias = "modelId")]
     pub(super) model: Option<String>,
+}
+
+/// An address; one in mixed case carries a checksum (EIP-55), which finds typing errors.
+fn checked_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Address>, D::Error> {
+    use serde::de::Error;
+    let text = String::deserialize(deserializer)?;
+    let shown = || text.chars().take(60).collect::<String>();
+    let address: Address = text
+        .parse()
+        .map_err(|_| D::Error::custom(format!("'{}' is no address", shown())))?;
+    let digits = text.strip_prefix("0x").unwrap_or(&text);
+    let is_mixed = digits.bytes().any(|byte| byte.is_ascii_lowercase())
+        && digits.bytes().any(|byte| byte.is_ascii_uppercase());
+    if is_mixed && address.to_string().strip_prefix("0x") != Some(digits) {
+        let reason = format!("the checksum of '{}' is wrong: check its letters", shown());
+        return Err(D::Error::custom(reason));
+    }
+    Ok(Some(address))
 }
 
 /// Raw transactions as hexadecimal text.
@@ -123,6 +152,7 @@ impl<'de> Deserialize<'de> for Tnzo {
 
 /// A price in one of the forms that clients send: decimals of TNZO, or wei.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object such as {\"per_token\": \"0.0001\"}")]
 pub(super) struct PricingParam {
     #[serde(alias = "perToken")]
     per_token: Option<Tnzo>,
@@ -138,48 +168,73 @@ pub(super) struct PricingParam {
 
 impl PricingParam {
     pub(super) fn price(&self) -> Result<Price, RpcError> {
-        let decimals = |amount: Option<Tnzo>| amount.map(|amount| amount.0.0);
-        let both = decimals(self.per_token).map(|price| (price, price));
-        let each = decimals(self.input).zip(decimals(self.output));
-        let wei = self.price_per_input_token.zip(self.price_per_output_token);
-        let forms = [both, each, wei.map(|(input, output)| (input.0, output.0))];
-        let mut given = forms.into_iter().flatten();
+        let mut given = self.forms().into_iter().filter(|form| *form != NOT_GIVEN);
         match (given.next(), given.next()) {
-            (Some((input, output)), None) => Ok(Price { input, output }),
-            _ => Err(RpcError::invalid_params(
-                "pricing: give either per_token, or input and output (TNZO), or \
-                 price_per_input_token and price_per_output_token (wei)",
-            )),
+            (Some((Some(input), Some(output))), None) => Ok(Price { input, output }),
+            _ => Err(other_forms()),
         }
     }
+
+    /// Input and output price in each of the forms.
+    fn forms(&self) -> [(Option<u128>, Option<u128>); 3] {
+        let decimals = |amount: Option<Tnzo>| amount.map(|amount| amount.0.0);
+        let wei = |amount: Option<Wei>| amount.map(|amount| amount.0);
+        [
+            (decimals(self.per_token), decimals(self.per_token)),
+            (decimals(self.input), decimals(self.output)),
+            (
+                wei(self.price_per_input_token),
+                wei(self.price_per_output_token),
+            ),
+        ]
+    }
+}
+
+const NOT_GIVEN: (Option<u128>, Option<u128>) = (None, None);
+
+fn other_forms() -> RpcError {
+    RpcError::invalid_params(
+        "pricing: give either per_token, or input and output (TNZO), or price_per_input_token and \
+         price_per_output_token (wei)",
+    )
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct SetPricingParam {
     #[serde(alias = "model_id", alias = "modelId")]
     pub(super) model: Option<String>,
-    #[serde(flatten)]
-    flat: PricingParam,
     pricing: Option<PricingParam>,
     #[serde(default, alias = "signedTransactions")]
     pub(super) signed_transactions: SignedTransactions,
 }
 
 impl SetPricingParam {
-    pub(super) fn price(&self) -> Result<Price, RpcError> {
-        self.pricing.as_ref().unwrap_or(&self.flat).price()
+    /// `beside` is the price that stands beside the model instead of in `pricing`.
+    pub(super) fn price(&self, beside: &PricingParam) -> Result<Price, RpcError> {
+        match &self.pricing {
+            None => beside.price(),
+            Some(pricing) if beside.forms() == [NOT_GIVEN; 3] => pricing.price(),
+            Some(_) => Err(other_forms()),
+        }
     }
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "give a window such as \"9-17\" or {\"start\": 9, \"end\": 17}"
+)]
 enum Window {
     Text(String),
     Hours { start: u16, end: u16 },
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "give days such as \"mon-fri\" or [\"sat\", \"sun\"], or true or false for each of the \
+                 seven, Monday first"
+)]
 enum DaysParam {
     Text(String),
     Names(Vec<String>),
@@ -320,6 +375,7 @@ mod tests {
             json!({"per_token": "0.0000000000000000001"}),
             json!({"input": "1"}),
             json!({"per_token": "1", "input": "1", "output": "1"}),
+            json!({"per_token": "1", "input": "2"}),
         ] {
             assert!(price(form.clone()).is_err(), "{form}");
         }
@@ -345,11 +401,35 @@ mod tests {
     }
 
     #[test]
+    fn null_is_left_out() {
+        let params = json!([{"role": null, "name": null, "signed_transactions": null}]);
+        let param: RegisterParam = read(params, &[]).expect("readable");
+        assert!(param.name.is_empty() && param.signed_transactions.is_empty());
+    }
+
+    #[test]
+    fn a_checksum_that_is_there_is_checked() {
+        let address = |text: &str| read::<AddressParam>(json!([text]), &["address"]);
+        for text in [
+            "0x5FbDB2315678afecb367f032d93F642f64180aa3",
+            "0x5fbdb2315678afecb367f032d93f642f64180aa3",
+        ] {
+            assert!(address(text).expect(text).address.is_some());
+        }
+        let error = address("0x5fbDB2315678afecb367f032d93F642f64180aa3").expect_err("a letter");
+        assert!(error.message.starts_with("address:"), "{error}");
+    }
+
+    #[test]
     fn the_parameter_at_fault_is_named() {
         let error = read::<AddressParam>(json!(["0x12"]), &["address"]).expect_err("short");
         assert!(error.message.starts_with("address:"), "{error}");
         let error = read::<StakeParam>(json!([{"amount": -1}]), &[]).expect_err("negative");
         assert!(error.message.starts_with("amount:"), "{error}");
+        let error = read::<PricingParam>(json!([{"per_token": "x"}]), &[]).expect_err("no price");
+        assert!(error.message.starts_with("per_token:"), "{error}");
+        let error = read::<ScheduleParam>(json!([{"hours": {"start": -1}}]), &[]).expect_err("no");
+        assert!(error.message.starts_with("hours: give"), "{error}");
         assert!(check_role(Some("model_provider")).is_ok());
         assert!(check_role(Some("validator")).is_err());
     }

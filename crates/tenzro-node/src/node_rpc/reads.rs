@@ -14,7 +14,8 @@ use crate::ledger_source::EMBEDDED;
 use crate::network::contracts;
 
 impl NodeRpc {
-    pub(super) fn network_info(&self) -> Result<Value, RpcError> {
+    pub(super) async fn network_info(&self) -> Result<Value, RpcError> {
+        self.catch_up().await;
         let addresses = self.ledger.addresses();
         let info = NetworkInfo {
             chain_id: self.ledger.chain_id(),
@@ -36,14 +37,14 @@ impl NodeRpc {
     }
 
     pub(super) async fn list_models(&self) -> Result<Value, RpcError> {
-        self.catch_up().await?;
+        self.catch_up().await;
         let models = self.with_directory(|directory| directory.models());
         serde_json::to_value(models).map_err(internal)
     }
 
     pub(super) async fn list_model_endpoints(&self, params: Value) -> Result<Value, RpcError> {
         let ModelParam { model } = read(params, &["model"])?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let endpoints = self.with_directory(|directory| directory.endpoints(model.as_deref()));
         serde_json::to_value(endpoints).map_err(internal)
     }
@@ -51,7 +52,7 @@ impl NodeRpc {
     /// By id, or the best one of a model: local before network, usable before others, then by price.
     pub(super) async fn get_model_endpoint(&self, params: Value) -> Result<Value, RpcError> {
         let EndpointParam { model, endpoint_id } = read(params, &["endpoint_id"])?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let found = match (&endpoint_id, &model) {
             (Some(id), _) => self.with_directory(|directory| directory.endpoint(id)),
             (None, Some(model)) => self.best_endpoint(model),
@@ -92,7 +93,7 @@ impl NodeRpc {
     }
 
     pub(super) async fn list_providers(&self) -> Result<Value, RpcError> {
-        self.catch_up().await?;
+        self.catch_up().await;
         let providers = self.with_directory(|directory| directory.providers());
         serde_json::to_value(providers).map_err(internal)
     }
@@ -101,7 +102,7 @@ impl NodeRpc {
     pub(super) async fn get_provider_pricing(&self, params: Value) -> Result<Value, RpcError> {
         let AddressParam { address, model } = read(params, &["address", "model"])?;
         let address = address.map_or_else(|| self.own_address(), Ok)?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let now = Timestamp::now();
         let snapshot = self.registry.snapshot();
         let prices: Vec<PricingInfo> = snapshot
@@ -109,7 +110,7 @@ impl NodeRpc {
             .map(|(model_id, pricing)| pricing_info(model_id, *pricing, now))
             .collect();
         let Some(model) = model else {
-            return Ok(json!({"provider": address, "pricing": prices}));
+            return Ok(json!({"provider": address.to_string(), "pricing": prices}));
         };
         match prices.into_iter().find(|price| price.model_id == model) {
             Some(price) => serde_json::to_value(price).map_err(internal),
@@ -123,7 +124,7 @@ impl NodeRpc {
     pub(super) async fn get_provider_schedule(&self, params: Value) -> Result<Value, RpcError> {
         let AddressParam { address, .. } = read(params, &["address"])?;
         let address = address.map_or_else(|| self.own_address(), Ok)?;
-        self.catch_up().await?;
+        self.catch_up().await;
         let snapshot = self.registry.snapshot();
         let schedule = snapshot
             .provider(address)
@@ -136,6 +137,7 @@ impl NodeRpc {
         let address = address.map_or_else(|| self.own_address(), Ok)?;
         let balance = self.ledger.balance(address).await.map_err(from_ledger)?;
         let balance = wei(balance);
-        Ok(json!({"address": address, "balance": balance, "balance_tnzo": balance.tnzo()}))
+        let (address, tnzo) = (address.to_string(), balance.tnzo());
+        Ok(json!({"address": address, "balance": balance, "balance_tnzo": tnzo}))
     }
 }

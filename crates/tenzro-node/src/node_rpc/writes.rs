@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tenzro_api::Caller;
 use tenzro_ledger::registry::endpoint_id;
 use tenzro_ledger::{
-    Account, Address, B256, Offer, Operations, SendError, TransactionReceipt, recipient, submit,
+    Account, Address, B256, Offer, Operations, SendError, TransactionReceipt, TransportError,
+    recipient, submit,
 };
 use tenzro_protocol::json_rpc::{RpcError, code};
 use tenzro_protocol::model_id;
@@ -14,15 +15,18 @@ use tenzro_protocol::network::{Missing, ProviderInfo};
 use tenzro_protocol::schedule::Schedule;
 
 use super::params::{
-    AddressParam, RegisterParam, ScheduleParam, ServeParam, SetPricingParam, SignedParam,
-    SignedTransactions, StakeParam, StopParam, check_role, read, required,
+    AddressParam, PricingParam, RegisterParam, ScheduleParam, ServeParam, SetPricingParam,
+    SignedParam, SignedTransactions, StakeParam, StopParam, check_role, read, required,
 };
-use super::{NodeRpc, from_ledger, internal, not_operator};
+use super::{NodeRpc, from_ledger, internal, not_operator, unavailable};
 use crate::directory::{LocalEndpoint, meta, provider_info};
 use crate::probe::{Found, ProbeError};
 
 /// Transactions of one call.
 const TRANSACTIONS_MAX: usize = 8;
+
+/// Longest name that another engine may give a model that only this node knows.
+const LOCAL_ID_BYTES_MAX: usize = 256;
 
 impl NodeRpc {
     /// Gives development TNZO; on a chain whose gas costs something, only for the operator.
@@ -38,7 +42,8 @@ impl NodeRpc {
         let no_faucet = || RpcError::new(code::NOT_FOUND, "this ledger has no faucet");
         let receipt = operations.drip(address).await.ok_or_else(no_faucet)?;
         let receipt = receipt.map_err(|error| from_send(&error))?;
-        Ok(json!({"address": address, "transaction_hash": receipt.transaction_hash}))
+        let hash = receipt.transaction_hash;
+        Ok(json!({"address": address.to_string(), "transaction_hash": hash}))
     }
 
     pub(super) async fn register_provider(
@@ -84,6 +89,7 @@ impl NodeRpc {
     /// Asks for stake back; what has finished unbonding is paid out first, in a call of its own.
     pub(super) async fn unstake(&self, caller: Caller, params: Value) -> Result<Value, RpcError> {
         let param: StakeParam = read(params, &["amount"])?;
+        check_role(param.role.as_deref())?;
         let receipt = match self.submit_all(&param.signed_transactions).await? {
             Some(receipt) => receipt,
             None => {
@@ -100,11 +106,13 @@ impl NodeRpc {
         caller: Caller,
         params: Value,
     ) -> Result<Value, RpcError> {
+        // The price is read by itself, so that an error names its field.
+        let beside: PricingParam = read(params.clone(), &["model", "per_token"])?;
         let param: SetPricingParam = read(params, &["model", "per_token"])?;
         let receipt = match self.submit_all(&param.signed_transactions).await? {
             Some(receipt) => receipt,
             None => {
-                let price = param.price()?;
+                let price = param.price(&beside)?;
                 let model = network_id(&required(param.model, "model")?)?;
                 sent(self.operations(caller)?.set_pricing(&model, price).await)?
             }
@@ -147,6 +155,8 @@ impl NodeRpc {
         if caller != Caller::Operator && param.signed_transactions.is_empty() {
             return Err(not_operator());
         }
+        // Before anybody is called on the caller's behalf.
+        self.check_signed(&param.signed_transactions)?;
         let base_url = self.prober.check(&endpoint).map_err(from_probe)?;
         let found = self
             .prober
@@ -209,6 +219,13 @@ impl NodeRpc {
     }
 
     fn serve_locally(&self, found: Found, base_url: String) -> Result<Value, RpcError> {
+        let name = &found.card.id;
+        if name.len() > LOCAL_ID_BYTES_MAX || name.chars().any(char::is_control) {
+            return Err(RpcError::new(
+                code::ENDPOINT,
+                "endpoint: its model's name is too long or has control characters",
+            ));
+        }
         let endpoint = LocalEndpoint {
             model_id: found.card.id.clone(),
             base_url: base_url.clone(),
@@ -245,12 +262,23 @@ impl NodeRpc {
             return Err(not_operator());
         }
         let base_url = param.endpoint.as_ref().map(|url| url.trim_end_matches('/'));
+        let local = param
+            .endpoint_id
+            .and_then(|id| self.local.all().remove(&id.to_string()));
+        let (model, url) = match (&local, param.endpoint_id) {
+            (Some(one), _) => (Some(&one.model_id), Some(one.base_url.as_str())),
+            (None, Some(_)) => (None, None),
+            (None, None) => (param.model.as_ref(), base_url),
+        };
         let mut stopped = Vec::new();
-        if let Some(model) = &param.model {
-            let local = self.local.remove(model, base_url).map_err(internal)?;
-            stopped.extend(local.iter().map(LocalEndpoint::id));
+        if let Some(model) = model {
+            let gone = self.local.remove(model, url).map_err(internal)?;
+            stopped.extend(gone.iter().map(LocalEndpoint::id));
         }
-        let own = self.own_endpoints(&param, base_url).await?;
+        let own = match local {
+            Some(_) => Vec::new(),
+            None => self.own_endpoints(&param, base_url).await?,
+        };
         let mut transaction = None;
         for id in own {
             let receipt = sent(self.operations(caller)?.stop_model(id).await)?;
@@ -330,6 +358,16 @@ impl NodeRpc {
         &self,
         transactions: &SignedTransactions,
     ) -> Result<Option<TransactionReceipt>, RpcError> {
+        self.check_signed(transactions)?;
+        let mut last = None;
+        for raw in transactions {
+            last = Some(sent(submit(self.ledger.provider(), raw).await)?);
+        }
+        Ok(last)
+    }
+
+    /// They are few, and call this ledger's contracts.
+    fn check_signed(&self, transactions: &SignedTransactions) -> Result<(), RpcError> {
         if transactions.len() > TRANSACTIONS_MAX {
             return Err(RpcError::invalid_params(format!(
                 "signed_transactions: at most {TRANSACTIONS_MAX}"
@@ -352,11 +390,7 @@ impl NodeRpc {
                 ));
             }
         }
-        let mut last = None;
-        for raw in transactions {
-            last = Some(sent(submit(self.ledger.provider(), raw).await)?);
-        }
-        Ok(last)
+        Ok(())
     }
 
     /// What a write answers: the transaction, and where the provider stands now.
@@ -437,7 +471,9 @@ fn network_id(model: &str) -> Result<String, RpcError> {
 }
 
 fn sent(result: Result<TransactionReceipt, SendError>) -> Result<TransactionReceipt, RpcError> {
-    result.map_err(|error| from_send(&error))
+    let receipt = result.map_err(|error| from_send(&error))?;
+    tracing::info!(transaction = %receipt.transaction_hash, from = %receipt.from, "mined");
+    Ok(receipt)
 }
 
 fn from_send(error: &SendError) -> RpcError {
@@ -451,13 +487,11 @@ fn from_send(error: &SendError) -> RpcError {
             message: reason.clone(),
             data: Some(json!({"revert": data, "transaction_hash": transaction})),
         },
-        SendError::Transport(_) | SendError::Ledger(_) => {
-            tracing::warn!(%error, "the ledger refuses");
-            RpcError::new(code::LEDGER_UNAVAILABLE, error.to_string())
-        }
-        SendError::Gas { .. } | SendError::NotMined(_) => {
-            RpcError::new(code::TRANSACTION, error.to_string())
-        }
+        // The chain's words. Others may hold its address, and that a key.
+        SendError::Transport(TransportError::ErrorResp(_))
+        | SendError::Gas { .. }
+        | SendError::NotMined(_) => RpcError::new(code::TRANSACTION, error.to_string()),
+        SendError::Transport(_) | SendError::Ledger(_) => unavailable(&error.to_string()),
     }
 }
 

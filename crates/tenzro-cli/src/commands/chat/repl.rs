@@ -121,7 +121,9 @@ impl<'a> Repl<'a> {
     async fn answer(&mut self, question: &str) -> anyhow::Result<()> {
         let mut conversation = self.session.conversation();
         conversation.push(message("user", question));
-        let show = |text: &str| self.output.print(text);
+        let show = |text: &str| {
+            self.output.print(text);
+        };
         let turn = Turn::run(
             &self.client,
             &self.session.model,

@@ -1,0 +1,123 @@
+//! The same flow on another chain, by configuration only: a real anvil.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use super::{Home, model_path};
+
+/// A chain of Foundry's anvil, from the npm packages of `contracts/`.
+struct Anvil {
+    child: Child,
+    url: String,
+}
+
+impl Anvil {
+    fn start(chain_id: u64) -> Self {
+        let mut child = Command::new(anvil_path())
+            .args(["--port", "0", "--chain-id", &chain_id.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("anvil runs");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let address = lines
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.strip_prefix("Listening on ")?.to_owned()))
+            .expect("it listens");
+        Self {
+            child,
+            url: format!("http://{address}"),
+        }
+    }
+}
+
+impl Drop for Anvil {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn anvil_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("TENZRO_ANVIL") {
+        return path.into();
+    }
+    let packages =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../contracts/node_modules/@foundry-rs");
+    let entries = std::fs::read_dir(&packages).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path().join("bin/anvil"))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!(
+                "no anvil in {}: run script/contracts install",
+                packages.display()
+            )
+        })
+}
+
+/// The first key that anvil funds with its gas coin.
+const FUNDED: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+
+#[test]
+fn the_flow_runs_on_anvil_by_configuration_only() {
+    let anvil = Anvil::start(31337);
+    let mut home = Home::new();
+    let early = home.run(&["node", "start", "--port", "0", "--chain", &anvil.url]);
+    assert_eq!(early.code, Some(1));
+    assert!(
+        early.stderr.contains("hint: tenzro-cli chain deploy --rpc"),
+        "{}",
+        early.stderr
+    );
+
+    let imported = home.run_with_input(&["wallet", "import"], FUNDED);
+    assert_eq!(imported.code, Some(0), "{}", imported.stderr);
+    let settings = home.path().join("home/config.toml");
+    std::fs::write(&settings, "# mine\n[serve]\nparallel = 1 # one\n").expect("written");
+    home.ok(&["chain", "deploy", "--rpc", &anvil.url, "--development"]);
+    let text = std::fs::read_to_string(&settings).expect("there");
+    assert!(
+        text.starts_with("# mine\n[serve]\nparallel = 1 # one\n"),
+        "{text}"
+    );
+
+    home.start_node(&[]);
+    assert_eq!(home.json(&["chain", "info"])["chain_id"], 31337);
+    let model = model_path().display().to_string();
+    home.ok(&["model", "import", &model]);
+    home.ok(&[
+        "model",
+        "serve",
+        "smollm2-135m",
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        "--remote",
+        "--detach",
+    ]);
+    for step in [
+        "provider register --role model-provider",
+        "stake deposit --amount 1000 --role model-provider",
+        "provider pricing set --model smollm2-135m --per-token 0.0001",
+        "provider schedule set --timezone UTC --hours 0-24",
+    ] {
+        home.ok(&step.split(' ').collect::<Vec<_>>());
+    }
+    let endpoint = home.json(&["model", "endpoint", "--model", "smollm2-135m"]);
+    assert_eq!(endpoint["status"], "online");
+    home.ok(&["model", "stop", "smollm2-135m"]);
+    assert_eq!(home.json(&["model", "list"]), serde_json::json!([]));
+    home.ok(&["node", "stop"]);
+
+    // Settings for one chain do not fit another.
+    let other = Anvil::start(31338);
+    let wrong = home.run(&["node", "start", "--port", "0", "--chain", &other.url]);
+    assert_eq!(wrong.code, Some(1));
+    assert!(
+        wrong.stderr.contains("there is no TNZO contract"),
+        "{}",
+        wrong.stderr
+    );
+}

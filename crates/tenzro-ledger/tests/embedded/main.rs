@@ -1,0 +1,11 @@
+//! The embedded chain as its users meet it: through the provider, `Account`, `Ledger` and `Registry`.
+
+mod crash;
+mod durability;
+mod filters;
+mod flow;
+mod follow;
+mod money;
+mod rpc;
+mod scene;
+mod transactions;
