@@ -1,6 +1,8 @@
 //! The ledger as everything above it sees it: one alloy provider over whichever chain, and the
 //! addresses of the contracts there.
 
+pub(crate) mod repeat;
+
 use std::time::Duration;
 
 use alloy::network::Ethereum;
@@ -9,7 +11,6 @@ use alloy::providers::{DynProvider, Provider, ProviderBuilder};
 use alloy::rpc::client::RpcClient;
 use alloy::transports::TransportError;
 use alloy::transports::http::Http;
-use alloy::transports::layers::RetryBackoffLayer;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -17,13 +18,6 @@ use crate::contracts::{Faucet, PaymentChannels, ProviderRegistry, TNZO};
 
 /// How long one call to a chain over HTTP may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-/// Calls that a chain refuses with 429 or 5xx are repeated so often.
-const RETRIES: u32 = 6;
-/// First pause between repetitions.
-const RETRY_PAUSE_MS: u64 = 300;
-/// Compute units per second of hosted nodes' plans; paces repetitions only.
-const COMPUTE_UNITS_PER_SECOND: u64 = 300;
-
 /// Where the contracts are on a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
@@ -62,7 +56,7 @@ pub enum LedgerError {
     Unreachable(String),
     /// A contract's answer cannot be read.
     #[error("the contract's answer cannot be read: {0}")]
-    Contract(#[from] alloy::contract::Error),
+    Contract(alloy::contract::Error),
     /// Nothing is deployed there.
     #[error("there is no {name} contract at {address} on chain {chain_id}")]
     NoContract {
@@ -81,6 +75,18 @@ pub enum LedgerError {
         /// What it should be.
         expected: u64,
     },
+}
+
+impl From<alloy::contract::Error> for LedgerError {
+    fn from(error: alloy::contract::Error) -> Self {
+        match error {
+            // No answer is nothing that the contract said.
+            alloy::contract::Error::TransportError(error) if !error.is_error_resp() => {
+                Self::Transport(error)
+            }
+            other => Self::Contract(other),
+        }
+    }
 }
 
 impl LedgerError {
@@ -106,7 +112,7 @@ pub(crate) fn short(error: &TransportError) -> String {
     }
 }
 
-/// A provider that repeats what a busy chain refuses.
+/// A provider that repeats what a busy chain refuses or leaves unanswered.
 pub fn connect(url: &str) -> Result<DynProvider, LedgerError> {
     let invalid = || LedgerError::Url(url.to_owned());
     let parsed: alloy::transports::http::reqwest::Url = url.parse().map_err(|_| invalid())?;
@@ -120,9 +126,8 @@ pub fn connect(url: &str) -> Result<DynProvider, LedgerError> {
         .build()
         .map_err(|_| invalid())?;
     let transport = Http::with_client(client, parsed);
-    let retry = RetryBackoffLayer::new(RETRIES, RETRY_PAUSE_MS, COMPUTE_UNITS_PER_SECOND);
     let client = RpcClient::builder()
-        .layer(retry)
+        .layer(repeat::Repeat)
         .transport(transport, false);
     Ok(provider_of(client))
 }

@@ -2,10 +2,16 @@
 //!
 //! ```text
 //! call ─▶ estimate (a revert ends here, at no cost) ─▶ nonce ─▶ sign ─▶ send ─▶ receipt ─▶ status 1
-//!                                                        ▲                 │
-//!                                                        └── nonce taken ──┘
+//!                                                        ▲                │ ▲    │
+//!                                                        └── nonce taken ─┘ └────┘ the same bytes again
 //! ```
+//!
+//! A signed transaction can be mined once only, so that sending the same bytes again is safe, whatever
+//! became of the first time: a lost answer, a chain that restarted and forgot what waited. A new nonce
+//! is taken only where the chain has said that this one is another's.
 
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use alloy::consensus::transaction::SignerRecoverable;
@@ -21,7 +27,7 @@ use alloy::transports::{RpcError, TransportError};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use crate::ledger::{LedgerError, short};
+use crate::ledger::{LedgerError, repeat, short};
 use crate::revert;
 
 /// How long a transaction may wait to be mined.
@@ -29,8 +35,15 @@ const RECEIPT_TIMEOUT: Duration = Duration::from_secs(180);
 /// First pause between two looks for the receipt; doubles up to the last one.
 const RECEIPT_PAUSE: Duration = Duration::from_millis(5);
 const RECEIPT_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Another program that sends from the same wallet may take a nonce first.
-const NONCE_ATTEMPTS: u32 = 8;
+/// Until the same bytes are sent again, and between two times.
+const REPEAT_FIRST: Duration = Duration::from_secs(1);
+const REPEAT_EVERY: Duration = Duration::from_secs(5);
+/// How long to look for a nonce while other programs send from the same wallet.
+const NONCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often to offer a new fee where the chain takes no transaction below the base fee.
+const FEE_ATTEMPTS: u32 = 4;
+/// Gas that is added by chance at most.
+const GAS_SALT: u64 = 16_384;
 
 /// Why a transaction did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +73,9 @@ pub enum SendError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// Sent, but not mined in time: it may still be.
-    #[error("transaction {0} was sent, but not mined within 3 minutes; it may still be")]
+    #[error(
+        "transaction {0} was sent, but is not mined yet; it may still be: look for it before you send again"
+    )]
     NotMined(B256),
 }
 
@@ -79,11 +94,26 @@ pub struct Account {
     provider: DynProvider,
     chain_id: u64,
     signer: PrivateKeySigner,
-    /// The nonce after the last one sent from here. Held while a transaction is made and sent, so
-    /// that concurrent senders cannot take the same.
-    next_nonce: Mutex<u64>,
+    /// How long a transaction may wait to be mined.
+    patience: Duration,
+    /// Added to every gas limit, so that no two programs with the same wallet that do the same at once
+    /// make the same transaction: "already known" is always about one's own.
+    gas_salt: u64,
+    /// Held while a transaction is made and sent, so that concurrent senders cannot take one nonce.
+    sent: Mutex<Sent>,
     /// Held from the signing of a permit until it is used.
     permits: Mutex<()>,
+}
+
+/// What went out from here.
+#[derive(Debug, Default)]
+struct Sent {
+    /// By nonce, while somebody waits for the receipt.
+    unmined: BTreeMap<u64, Signed>,
+    /// The last one that was seen mined.
+    mined: Option<(u64, B256)>,
+    /// When `unmined` was sent again last.
+    repeated: Option<Instant>,
 }
 
 impl Account {
@@ -93,9 +123,16 @@ impl Account {
             provider,
             chain_id,
             signer,
-            next_nonce: Mutex::new(0),
-            permits: Mutex::new(()),
+            patience: RECEIPT_TIMEOUT,
+            gas_salt: RandomState::new().hash_one(()) % GAS_SALT,
+            sent: Mutex::default(),
+            permits: Mutex::default(),
         }
+    }
+
+    /// Waits so long for a transaction to be mined, instead of 3 minutes.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Whose transactions these are.
@@ -139,9 +176,33 @@ impl Account {
     }
 
     async fn transact(&self, to: TxKind, input: Bytes) -> Result<TransactionReceipt, SendError> {
-        let draft = self.draft(to, input).await?;
-        let hash = self.send(draft).await?;
-        wait(&self.provider, hash).await
+        let mut attempt = 1;
+        let (nonce, signed) = loop {
+            let draft = self.draft(to, input.clone()).await?;
+            match self.send(draft).await {
+                // The base fee has more than doubled since it was asked for.
+                Err(SendError::Transport(error))
+                    if is_fee_too_low(&error) && attempt < FEE_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                other => break other?,
+            }
+        };
+        let result = wait(&self.provider, &signed, self.patience).await;
+        let mut sent = self.sent.lock().await;
+        match &result {
+            Ok(_) => sent.mined(nonce, signed.hash),
+            Err(SendError::Reverted { transaction, .. }) if transaction.is_some() => {
+                sent.mined(nonce, signed.hash);
+            }
+            // Where the chain does not know it, the next one takes its place: at most one of the two is
+            // ever mined.
+            Err(_) => {
+                sent.unmined.remove(&nonce);
+            }
+        }
+        result
     }
 
     /// Gas and fees; a call that would fail ends here.
@@ -157,7 +218,7 @@ impl Account {
             chain_id: self.chain_id,
             nonce: 0,
             // A fifth more: the state may change until it is mined.
-            gas_limit: estimate.saturating_add(estimate / 5),
+            gas_limit: estimate.saturating_add(estimate / 5 + self.gas_salt),
             max_fee_per_gas: fees.max_fee_per_gas,
             max_priority_fee_per_gas: fees.max_priority_fee_per_gas,
             to,
@@ -167,32 +228,54 @@ impl Account {
         })
     }
 
-    async fn send(&self, draft: TxEip1559) -> Result<B256, SendError> {
-        let mut next = self.next_nonce.lock().await;
-        let mut attempt = 0;
+    async fn send(&self, draft: TxEip1559) -> Result<(u64, Signed), SendError> {
+        let mut sent = self.sent.lock().await;
+        let deadline = Instant::now() + NONCE_TIMEOUT;
+        // Programs that meet at a nonce must not meet again at the next.
+        let mut pause = RECEIPT_PAUSE + Duration::from_micros(self.gas_salt);
         loop {
-            attempt += 1;
-            // What was sent from here may not be counted by the chain yet; what was counted may have
-            // been sent by another program.
-            let nonce = self.pending_nonce().await?.max(*next);
+            let nonce = self.next_nonce(&mut sent).await?;
             let signed = self.signed(draft.clone(), nonce);
             match self.provider.send_raw_transaction(&signed.raw).await {
-                Ok(_) => {
-                    *next = nonce + 1;
-                    return Ok(signed.hash);
+                Ok(_) => {}
+                Err(error) if is_already_known(&error) => {}
+                Err(error) if is_nonce_taken(&error) && Instant::now() < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RECEIPT_PAUSE_MAX / 4);
+                    continue;
                 }
-                Err(error) if is_already_known(&error) => {
-                    *next = nonce + 1;
-                    return Ok(signed.hash);
+                Err(error) if may_have_arrived(&error) => {
+                    tracing::warn!(hash = %signed.hash, error = short(&error), "sent without an answer");
                 }
-                // Either another program took the nonce, or ours were dropped: ask the chain anew.
-                Err(error) if is_nonce_taken(&error) && attempt < NONCE_ATTEMPTS => *next = 0,
-                Err(error) => {
-                    *next = 0;
-                    return Err(self.explain(error));
-                }
+                Err(error) => return Err(self.explain(error)),
+            }
+            sent.unmined.insert(nonce, signed.clone());
+            return Ok((nonce, signed));
+        }
+    }
+
+    /// The first nonce that neither the chain nor this account has given away.
+    async fn next_nonce(&self, sent: &mut Sent) -> Result<u64, TransportError> {
+        let mut nonce = self.pending_nonce().await?;
+        if let Some((mined, hash)) = sent.mined.filter(|(mined, _)| *mined >= nonce) {
+            // Either this answer is from a node that lags, or the transaction was taken back.
+            match self.provider.get_transaction_receipt(hash).await? {
+                Some(_) => nonce = mined + 1,
+                None => sent.mined = None,
             }
         }
+        let is_due = || sent.repeated.is_none_or(|at| at.elapsed() >= REPEAT_FIRST);
+        if sent.unmined.contains_key(&nonce) && is_due() {
+            // The chain does not know of these, and would never come to the next without them.
+            sent.repeated = Some(Instant::now());
+            for (_, signed) in sent.unmined.range(nonce..) {
+                repeat(&self.provider, signed).await;
+            }
+        }
+        while sent.unmined.contains_key(&nonce) {
+            nonce += 1;
+        }
+        Ok(nonce)
     }
 
     async fn pending_nonce(&self) -> Result<u64, TransportError> {
@@ -237,15 +320,34 @@ impl Account {
     }
 }
 
+impl Sent {
+    fn mined(&mut self, nonce: u64, hash: B256) {
+        // Whatever came before it was mined as well, or never will be.
+        self.unmined = self.unmined.split_off(&(nonce + 1));
+        if self.mined.is_none_or(|(last, _)| last < nonce) {
+            self.mined = Some((nonce, hash));
+        }
+    }
+}
+
 /// Sends what somebody signed, and waits until it is mined and has succeeded.
 pub async fn submit(provider: &DynProvider, raw: &[u8]) -> Result<TransactionReceipt, SendError> {
-    let hash = alloy::primitives::keccak256(raw);
+    let signed = Signed {
+        hash: alloy::primitives::keccak256(raw),
+        raw: raw.to_vec().into(),
+    };
     match provider.send_raw_transaction(raw).await {
         Ok(_) => {}
-        Err(error) if is_already_known(&error) => {}
-        Err(error) => return Err(error.into()),
+        Err(error) if is_already_known(&error) || may_have_arrived(&error) => {}
+        Err(error) => {
+            // Its nonce may be taken by itself: it was sent before.
+            let receipt = provider.get_transaction_receipt(signed.hash).await;
+            if !matches!(receipt, Ok(Some(_))) {
+                return Err(error.into());
+            }
+        }
     }
-    wait(provider, hash).await
+    wait(provider, &signed, RECEIPT_TIMEOUT).await
 }
 
 /// Whom a transaction that somebody signed for that chain is for; `None` where it creates a contract.
@@ -265,9 +367,15 @@ pub fn recipient(raw: &[u8], chain_id: u64) -> Result<Option<Address>, &'static 
     Ok(envelope.to())
 }
 
-/// Waits for the receipt; a chain that does not answer meanwhile is asked again.
-async fn wait(provider: &DynProvider, hash: B256) -> Result<TransactionReceipt, SendError> {
-    let deadline = Instant::now() + RECEIPT_TIMEOUT;
+/// Waits for the receipt; a chain that does not answer meanwhile, or forgets, is asked again.
+async fn wait(
+    provider: &DynProvider,
+    signed: &Signed,
+    patience: Duration,
+) -> Result<TransactionReceipt, SendError> {
+    let hash = signed.hash;
+    let deadline = Instant::now() + patience;
+    let mut repeat_at = Instant::now() + REPEAT_FIRST;
     let mut pause = RECEIPT_PAUSE;
     loop {
         match provider.get_transaction_receipt(hash).await {
@@ -276,25 +384,49 @@ async fn wait(provider: &DynProvider, hash: B256) -> Result<TransactionReceipt, 
             Ok(None) => {}
             Err(error) => tracing::debug!(%hash, error = short(&error), "receipt"),
         }
-        if Instant::now() >= deadline {
+        let now = Instant::now();
+        if now >= deadline {
             return Err(SendError::NotMined(hash));
         }
-        tokio::time::sleep(pause).await;
+        if now >= repeat_at {
+            repeat(provider, signed).await;
+            repeat_at = Instant::now() + REPEAT_EVERY;
+        }
+        tokio::time::sleep(pause.min(deadline - now)).await;
         pause = (pause * 2).min(RECEIPT_PAUSE_MAX);
     }
 }
 
-/// The reason of a transaction that was mined and failed, found by calling it again on the state
-/// before its block.
+/// Sends the same bytes once more; that the chain has them is the expected answer.
+async fn repeat(provider: &DynProvider, signed: &Signed) {
+    if let Err(error) = provider.send_raw_transaction(&signed.raw).await
+        && !is_already_known(&error)
+    {
+        tracing::debug!(hash = %signed.hash, error = short(&error), "sent again");
+    }
+}
+
+/// The reason of a transaction that was mined and failed, found by calling it again: on the state
+/// after its block, which has what others did before it there, and else on the one before.
 async fn failed(provider: &DynProvider, receipt: &TransactionReceipt) -> SendError {
     let hash = receipt.transaction_hash;
     let mut data = Bytes::new();
     if let Ok(Some(transaction)) = provider.get_transaction_by_hash(hash).await {
-        let request = transaction.into_request();
+        // Without nonce and fees, which would not hold any more.
+        let mut request = TransactionRequest::default()
+            .from(receipt.from)
+            .gas_limit(transaction.gas_limit())
+            .input(transaction.input().clone().into());
+        request.to = Some(transaction.kind());
         let block = receipt.block_number.unwrap_or_default();
-        if let Err(RpcError::ErrorResp(payload)) = provider.call(request).block(block.into()).await
-        {
-            data = payload.as_revert_data().unwrap_or_default();
+        for block in [block, block.saturating_sub(1)] {
+            let answer = provider.call(request.clone()).block(block.into()).await;
+            if let Err(RpcError::ErrorResp(payload)) = answer
+                && let Some(found) = payload.as_revert_data()
+            {
+                data = found;
+                break;
+            }
         }
     }
     SendError::Reverted {
@@ -311,11 +443,43 @@ fn is_already_known(error: &TransportError) -> bool {
     )
 }
 
+/// Another transaction has that nonce, or it cannot be used yet. Sources: geth
+/// `core/txpool/errors.go`, and what Nethermind, Besu and Erigon say instead.
 fn is_nonce_taken(error: &TransportError) -> bool {
-    says(error, &["nonce too low", "nonce too high", "underpriced"])
+    says(
+        error,
+        &[
+            "nonce too low",
+            "nonce is too low",
+            "nonce too high",
+            "oldnonce",
+            "nonce is below",
+            "same nonce",
+            "replacement",
+            "replace existing",
+        ],
+    )
 }
 
-/// Nodes agree on these words more than on codes. Source: geth `core/txpool/errors.go`.
+/// Some chains keep no transaction that cannot be mined now (Arbitrum). Source: geth `core/error.go`.
+fn is_fee_too_low(error: &TransportError) -> bool {
+    says(error, &["less than block base fee"])
+}
+
+/// Whether the chain may have the transaction although it gave no answer. After "too many requests",
+/// and where nobody listens, it has not.
+fn may_have_arrived(error: &TransportError) -> bool {
+    match error {
+        RpcError::Transport(error) => {
+            let status = error.as_http_error().map(|error| error.status);
+            !repeat::is_never_sent(error) && status.is_none_or(|status| status >= 500)
+        }
+        RpcError::DeserError { .. } | RpcError::NullResp => true,
+        _ => false,
+    }
+}
+
+/// Nodes agree on these words more than on codes.
 fn says(error: &TransportError, texts: &[&str]) -> bool {
     let RpcError::ErrorResp(payload) = error else {
         return false;

@@ -6,6 +6,8 @@
 //! keystore/default         the name of the wallet that is used when none is named
 //! ```
 
+mod keystore_v3;
+
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -86,32 +88,14 @@ impl Keystore {
 
     /// All wallets, by name.
     pub fn list(&self) -> Result<Vec<Wallet>, WalletError> {
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(io_error(&self.directory, source)),
-        };
-        let default = self.default_name();
-        let mut wallets = Vec::new();
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
-                continue;
-            };
-            wallets.push(Wallet {
-                address: read_address(&path)?,
-                is_default: default.as_deref() == Some(name),
-                has_password_file: self.password_file(name).is_file(),
-                name: name.to_owned(),
-            });
-        }
-        wallets.sort_by(|one, other| one.name.cmp(&other.name));
+        let names = self.names()?;
+        let mut wallets: Vec<Wallet> = names
+            .iter()
+            .map(|name| self.wallet(name))
+            .collect::<Result<_, _>>()?;
         // Where the default was removed, or never chosen, the first one is it.
         if let Some(first) = wallets.first_mut()
-            && default.is_none()
+            && self.default_name().is_none()
         {
             first.is_default = true;
         }
@@ -120,19 +104,23 @@ impl Keystore {
 
     /// The wallet of that name or address.
     pub fn find(&self, name: &str) -> Result<Wallet, WalletError> {
+        // By its name even where another file is damaged.
+        if is_name(name) && self.key_file(name).is_file() {
+            return self.wallet(name);
+        }
         let address = name.parse::<Address>().ok();
         self.list()?
             .into_iter()
-            .find(|wallet| wallet.name == name || Some(wallet.address) == address)
+            .find(|wallet| Some(wallet.address) == address)
             .ok_or_else(|| WalletError::Unknown(name.to_owned()))
     }
 
     /// The wallet that is used when none is named.
     pub fn default_wallet(&self) -> Result<Wallet, WalletError> {
-        let mut wallets = self.list()?.into_iter();
-        wallets
-            .find(|wallet| wallet.is_default)
-            .ok_or(WalletError::None)
+        match self.default_name() {
+            Some(name) => self.wallet(&name),
+            None => self.list()?.into_iter().next().ok_or(WalletError::None),
+        }
     }
 
     /// A wallet with a new random key. Without a password a random one is made and kept beside it.
@@ -170,11 +158,19 @@ impl Keystore {
                 .to_owned(),
         };
         let path = self.key_file(&wallet.name);
-        let signer = PrivateKeySigner::decrypt_keystore(&path, password)
+        let damaged = |reason| WalletError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let text = fs::read(&path).map_err(|source| io_error(&path, source))?;
+        let content = keystore_v3::checked(&text).map_err(damaged)?;
+        // As it was checked, which is how this library reads it too.
+        let copy = self.temporary(&content)?;
+        let signer = PrivateKeySigner::decrypt_keystore(copy.path(), password)
             .map_err(|_| WalletError::Password(wallet.name.clone()))?;
         if signer.address() != wallet.address {
             let reason = "the key is not that of the address in the file".to_owned();
-            return Err(WalletError::Damaged { path, reason });
+            return Err(damaged(reason));
         }
         Ok(signer)
     }
@@ -198,19 +194,15 @@ impl Keystore {
     ) -> Result<Wallet, WalletError> {
         let signer = PrivateKeySigner::from_bytes(&key).map_err(|_| WalletError::Key)?;
         self.create_directory()?;
-        let wallets = self.list()?;
+        let names = self.names()?;
         let name = match name {
             Some(name) => name.to_owned(),
-            None => self.free_name(&wallets),
-        };
-        let is_name = |name: &str| {
-            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-            (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(is_plain)
+            None => free_name(&names),
         };
         if !is_name(&name) {
             return Err(WalletError::Name(name));
         }
-        if wallets.iter().any(|wallet| wallet.name == name) {
+        if names.contains(&name) {
             return Err(WalletError::Exists(name));
         }
         let kept = password
@@ -223,7 +215,7 @@ impl Keystore {
             self.write(&self.password_file(&name), kept.as_bytes())?;
         }
         self.write(&self.key_file(&name), &content)?;
-        if wallets.is_empty() {
+        if names.is_empty() {
             self.write(&self.default_file(), name.as_bytes())?;
         }
         self.find(&name)
@@ -254,11 +246,35 @@ impl Keystore {
         Ok(content.to_string().into_bytes())
     }
 
-    fn free_name(&self, wallets: &[Wallet]) -> String {
-        (1..)
-            .map(|number| format!("wallet-{number}"))
-            .find(|name| !wallets.iter().any(|wallet| wallet.name == *name))
-            .expect("there are fewer wallets than numbers")
+    /// Of all files that should be wallets.
+    fn names(&self) -> Result<Vec<String>, WalletError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(io_error(&self.directory, source)),
+        };
+        let mut names = Vec::new();
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+                && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn wallet(&self, name: &str) -> Result<Wallet, WalletError> {
+        Ok(Wallet {
+            address: read_address(&self.key_file(name))?,
+            is_default: self.default_name().as_deref() == Some(name),
+            has_password_file: self.password_file(name).is_file(),
+            name: name.to_owned(),
+        })
     }
 
     fn default_name(&self) -> Option<String> {
@@ -278,15 +294,23 @@ impl Keystore {
 
     /// Readable by the owner only; a crash leaves the old or the new content.
     fn write(&self, path: &Path, content: &[u8]) -> Result<(), WalletError> {
+        let file = self.temporary(content)?;
         let write = || {
-            // Mode 0600.
-            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-            file.write_all(content)?;
             file.as_file().sync_all()?;
             file.persist(path)?;
             fs::File::open(&self.directory)?.sync_all()
         };
         write().map_err(|source| io_error(path, source))
+    }
+
+    /// Mode 0600; gone with the value.
+    fn temporary(&self, content: &[u8]) -> Result<tempfile::NamedTempFile, WalletError> {
+        let write = || {
+            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+            file.write_all(content)?;
+            Ok(file)
+        };
+        write().map_err(|source| io_error(&self.directory, source))
     }
 
     fn key_file(&self, name: &str) -> PathBuf {
@@ -300,6 +324,18 @@ impl Keystore {
     fn default_file(&self) -> PathBuf {
         self.directory.join("default")
     }
+}
+
+fn is_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(is_plain)
+}
+
+fn free_name(names: &[String]) -> String {
+    (1..)
+        .map(|number| format!("wallet-{number}"))
+        .find(|name| !names.contains(name))
+        .expect("there are fewer wallets than numbers")
 }
 
 fn read_address(path: &Path) -> Result<Address, WalletError> {

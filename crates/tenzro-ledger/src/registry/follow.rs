@@ -2,8 +2,10 @@
 //!
 //! Blocks are taken in up to `confirmations` behind the head. The last block taken in is remembered
 //! with its hash; when the chain has another one there, it was reorganised deeper than that, and the
-//! view is built anew from the first block. What was taken in is kept in a file, so that a restart
-//! goes on where it ended.
+//! view is built anew from the first block: readers see the old one until that is done. When the chain
+//! has none there, the answer may be a node's that lags behind the one asked before, and only if that
+//! goes on the chain has become shorter. What was taken in is kept in a file, so that a restart goes on
+//! where it ended.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,15 +16,20 @@ use alloy::primitives::{Address, B256};
 use alloy::providers::{DynProvider, Provider};
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEventInterface;
+use alloy::transports::{RpcError, TransportError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
 use super::{Event, Snapshot};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, repeat};
 
 /// Blocks that are asked for at once; halved when the chain refuses, doubled when it does not.
 const RANGE_FIRST: u64 = 2_000;
 const RANGE_MAX: u64 = 50_000;
+/// Ranges that have to succeed after a refusal until one is doubled again.
+const CALM: u32 = 16;
+/// Rounds in a row in which the last block may be missing until the chain counts as shorter.
+const LAGS_MAX: u32 = 5;
 /// Bumped when the file's content changes its meaning.
 const FILE_VERSION: u32 = 1;
 
@@ -62,6 +69,12 @@ struct Seen {
 struct Cursor {
     state: State,
     range: u64,
+    /// Ranges until the next is doubled.
+    calm: u32,
+    /// Rounds in a row in which the last block was missing.
+    lags: u32,
+    /// The chain was reorganised: nobody sees the state until it is complete.
+    is_rebuilding: bool,
 }
 
 /// What is kept.
@@ -100,6 +113,9 @@ impl Registry {
         let cursor = Cursor {
             state,
             range: RANGE_FIRST,
+            calm: 0,
+            lags: 0,
+            is_rebuilding: false,
         };
         Self {
             shared: Arc::new(Shared {
@@ -142,8 +158,10 @@ impl Registry {
         let started = Instant::now();
         let before = cursor.state.last;
         let result = self.take_in(&mut cursor).await;
-        let is_current = result.is_ok();
-        if cursor.state.last != before || is_current {
+        let is_current = matches!(result, Ok(Round::Current));
+        cursor.is_rebuilding &= !is_current;
+        let is_new = cursor.state.last != before && !cursor.is_rebuilding;
+        if is_new || is_current {
             let snapshot = &cursor.state.snapshot;
             self.shared.seen.send_modify(|seen| {
                 if *seen.snapshot != *snapshot {
@@ -155,14 +173,14 @@ impl Registry {
                 }
             });
         }
-        if cursor.state.last != before
+        if is_new
             && let Some(file) = &self.shared.config.file
             && let Err(error) = write(file, &cursor.state)
         {
             // The next start reads more of the chain again: slower, not wrong.
             tracing::warn!(%error, file = %file.display(), "cannot keep the registry view");
         }
-        result
+        result.map(|_| ())
     }
 
     /// Catches up every `period`, until the future is dropped. A chain that does not answer is asked
@@ -181,16 +199,26 @@ impl Registry {
         }
     }
 
-    async fn take_in(&self, cursor: &mut Cursor) -> Result<(), LedgerError> {
+    async fn take_in(&self, cursor: &mut Cursor) -> Result<Round, LedgerError> {
         let Shared { ledger, config, .. } = &*self.shared;
         let provider = ledger.provider();
         let head = provider.get_block_number().await?;
-        if let Some((number, hash)) = cursor.state.last
-            && hash_of(provider, number).await? != Some(hash)
-        {
-            tracing::warn!(number, "the chain was reorganised: reading it anew");
-            cursor.state.last = None;
-            cursor.state.snapshot = Snapshot::default();
+        if let Some((number, hash)) = cursor.state.last {
+            match hash_of(provider, number).await? {
+                Some(found) if found == hash => cursor.lags = 0,
+                // A chain in this process is one node, and does not lag behind itself.
+                None if cursor.lags < LAGS_MAX && !provider.client().is_local() => {
+                    cursor.lags += 1;
+                    return Ok(Round::Lagging);
+                }
+                _ => {
+                    tracing::warn!(number, "the chain was reorganised: reading it anew");
+                    cursor.lags = 0;
+                    cursor.is_rebuilding = true;
+                    cursor.state.last = None;
+                    cursor.state.snapshot = Snapshot::default();
+                }
+            }
         }
         let target = head.saturating_sub(config.confirmations);
         loop {
@@ -199,41 +227,93 @@ impl Registry {
                 None => ledger.addresses().first_block,
             };
             if from > target {
-                return Ok(());
+                return Ok(Round::Current);
             }
             let to = target.min(from.saturating_add(cursor.range - 1));
-            // Before and after: logs are of that block's chain only if it stood there all the while.
-            let before = hash_of(provider, to).await?;
+            let Some(hash) = hash_of(provider, to).await? else {
+                return Ok(Round::Lagging);
+            };
             let filter = Filter::new()
                 .address(ledger.addresses().provider_registry)
                 .from_block(from)
                 .to_block(to);
             let logs = match provider.get_logs(&filter).await {
                 Ok(logs) => logs,
-                Err(error) if error.is_error_resp() && cursor.range > 1 => {
-                    tracing::debug!(from, to, %error, "a smaller range");
-                    cursor.range = (to - from + 1).div_ceil(2).min(cursor.range / 2).max(1);
-                    continue;
+                Err(error) => {
+                    let reason = Refusal::of(&error);
+                    let can_shrink = to > from;
+                    if reason != Refusal::Other && can_shrink {
+                        tracing::debug!(from, to, %error, "a smaller range");
+                        cursor.range = (to - from).div_ceil(2);
+                        cursor.calm = CALM;
+                    }
+                    if reason == Refusal::TooMany && can_shrink {
+                        continue;
+                    }
+                    return Err(error.into());
                 }
-                Err(error) => return Err(error.into()),
-            };
-            let hash = hash_of(provider, to).await?;
-            let Some(hash) = hash.filter(|_| hash == before) else {
-                // Reorganised a moment ago: the next round finds out.
-                return Ok(());
             };
             // On a copy: an error halfway must not leave half a range taken in.
             let mut snapshot = cursor.state.snapshot.clone();
+            let mut block = None;
             for log in logs {
-                let time = block_time(provider, &log).await?;
+                let Some(time) = block_time(provider, &log, &mut block).await? else {
+                    return Ok(Round::Lagging);
+                };
                 match Event::decode_log(&log.inner) {
                     Ok(event) => snapshot.apply(event.data, time),
                     Err(error) => tracing::debug!(%error, "an unknown event"),
                 }
             }
+            if hash_of(provider, to).await? != Some(hash) {
+                // Reorganised meanwhile: nobody knows which blocks these events are from.
+                return Ok(Round::Lagging);
+            }
             cursor.state.snapshot = snapshot;
             cursor.state.last = Some((to, hash));
-            cursor.range = cursor.range.saturating_mul(2).min(RANGE_MAX);
+            if cursor.calm == 0 {
+                cursor.range = cursor.range.saturating_mul(2).min(RANGE_MAX);
+            }
+            cursor.calm = cursor.calm.saturating_sub(1);
+        }
+    }
+}
+
+/// How a round without an error ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// All that the chain has is taken in.
+    Current,
+    /// What the chain says does not fit together: the next round finds out.
+    Lagging,
+}
+
+/// What a refused question for logs means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// Too many blocks or logs: ask for fewer at once.
+    TooMany,
+    /// No answer, perhaps for the same reason: ask for fewer next time.
+    Unclear,
+    /// The number of blocks has nothing to do with it.
+    Other,
+}
+
+impl Refusal {
+    /// Nodes agree on no code and no words for it, so that every error of JSON-RPC counts that is not
+    /// known to be another.
+    fn of(error: &TransportError) -> Self {
+        match error {
+            RpcError::ErrorResp(payload) if repeat::is_too_often_for_logs(payload) => Self::Other,
+            RpcError::ErrorResp(_) => Self::TooMany,
+            RpcError::Transport(error) => match error.as_http_error().map(|error| error.status) {
+                Some(401..=404 | 407 | 429) => Self::Other,
+                Some(400..=499) => Self::TooMany,
+                None if repeat::is_never_sent(error) => Self::Other,
+                _ => Self::Unclear,
+            },
+            RpcError::DeserError { .. } => Self::Unclear,
+            _ => Self::Other,
         }
     }
 }
@@ -243,14 +323,21 @@ async fn hash_of(provider: &DynProvider, number: u64) -> Result<Option<B256>, Le
     Ok(block.await?.map(|block| block.header.hash))
 }
 
-/// Newer chains say it with the log; of others the block is asked.
-async fn block_time(provider: &DynProvider, log: &Log) -> Result<u64, LedgerError> {
-    if let Some(time) = log.block_timestamp {
-        return Ok(time);
+/// Newer chains say it with the log; of others the block is asked, once for all its logs.
+async fn block_time(
+    provider: &DynProvider,
+    log: &Log,
+    last: &mut Option<(u64, u64)>,
+) -> Result<Option<u64>, LedgerError> {
+    if log.block_timestamp.is_some() {
+        return Ok(log.block_timestamp);
     }
-    let number = BlockNumberOrTag::Number(log.block_number.unwrap_or_default());
-    let block = provider.get_block_by_number(number).await?;
-    Ok(block.map_or(0, |block| block.header.timestamp))
+    let number = log.block_number.unwrap_or_default();
+    if last.is_none_or(|(known, _)| known != number) {
+        let block = provider.get_block_by_number(BlockNumberOrTag::Number(number));
+        *last = block.await?.map(|block| (number, block.header.timestamp));
+    }
+    Ok(last.map(|(_, time)| time))
 }
 
 fn read(file: &Path) -> Option<State> {
