@@ -127,6 +127,9 @@ impl Operations<'_> {
                 result => return result,
             }
         }
+        if amount.is_none() && bonded == Wei::ZERO {
+            return Err(SendError::NothingStaked);
+        }
         self.request_unstake(amount.unwrap_or(bonded)).await
     }
 

@@ -69,6 +69,9 @@ pub enum SendError {
     /// The chain does not answer, or refuses.
     #[error("the chain refuses the transaction: {}", short(.0))]
     Transport(#[from] TransportError),
+    /// There is nothing to take back: nothing was sent.
+    #[error("nothing is staked")]
+    NothingStaked,
     /// What has to be known first cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -359,7 +362,7 @@ pub fn recipient(raw: &[u8], chain_id: u64) -> Result<Option<Address>, &'static 
         return Err("there are bytes after the transaction");
     }
     if envelope.chain_id() != Some(chain_id) {
-        return Err("that is signed for another chain");
+        return Err("it is signed for another chain id than this ledger's");
     }
     if envelope.recover_signer().is_err() {
         return Err("its signature is wrong");

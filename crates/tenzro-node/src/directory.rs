@@ -73,6 +73,8 @@ pub(crate) struct Directory<'a> {
     pub(crate) local: &'a BTreeMap<String, LocalEndpoint>,
     pub(crate) probes: &'a HashMap<String, Probes>,
     pub(crate) now: Timestamp,
+    /// Now, as the ledger reckons: prices change by its clock, which may be ahead of ours.
+    pub(crate) ledger_now: Timestamp,
 }
 
 impl Directory<'_> {
@@ -202,7 +204,8 @@ impl Directory<'_> {
             (true, false) => EndpointStatus::ScheduledOff,
             (true, true) => measured_status(&probes),
         };
-        let priced = pricing.map(|pricing| pricing_info(&endpoint.model_id, pricing, self.now));
+        let priced =
+            pricing.map(|pricing| pricing_info(&endpoint.model_id, pricing, self.ledger_now));
         let meta = Meta::read(&endpoint.meta);
         EndpointInfo {
             endpoint_id: id,

@@ -180,7 +180,15 @@ impl NodeRpc {
             local: &local,
             probes: &probes,
             now: Timestamp::now(),
+            ledger_now: self.ledger_now(),
         })
+    }
+
+    /// The later of our clock and the last block's: an idle chain has no new block.
+    fn ledger_now(&self) -> Timestamp {
+        let block = i64::try_from(self.registry.time()).unwrap_or_default();
+        let block = Timestamp::from_second(block).unwrap_or_default();
+        Timestamp::now().max(block)
     }
 
     /// Brings the view up to date before a read on a development ledger, where whoever reads has

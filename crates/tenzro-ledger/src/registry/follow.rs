@@ -62,6 +62,8 @@ struct Shared {
 struct Seen {
     snapshot: Arc<Snapshot>,
     block: Option<u64>,
+    /// Unix seconds of that block.
+    time: u64,
     at: Instant,
 }
 
@@ -85,6 +87,9 @@ struct State {
     contract: Address,
     /// The last block taken in, with its hash.
     last: Option<(u64, B256)>,
+    /// Unix seconds of that block.
+    #[serde(default)]
+    time: u64,
     snapshot: Snapshot,
 }
 
@@ -96,6 +101,7 @@ impl Registry {
             chain_id: ledger.chain_id(),
             contract: ledger.addresses().provider_registry,
             last: None,
+            time: 0,
             snapshot: Snapshot::default(),
         };
         let kept = config.file.as_deref().and_then(read);
@@ -108,6 +114,7 @@ impl Registry {
         let seen = Seen {
             snapshot: Arc::new(state.snapshot.clone()),
             block: state.last.map(|(number, _)| number),
+            time: state.time,
             at: Instant::now(),
         };
         let cursor = Cursor {
@@ -142,6 +149,11 @@ impl Registry {
         self.shared.seen.borrow().block
     }
 
+    /// Unix seconds of the last block taken in, by which the contracts reckon.
+    pub fn time(&self) -> u64 {
+        self.shared.seen.borrow().time
+    }
+
     /// How old the view is at most.
     pub fn lag(&self) -> Duration {
         self.shared.seen.borrow().at.elapsed()
@@ -168,6 +180,7 @@ impl Registry {
                     seen.snapshot = Arc::new(snapshot.clone());
                 }
                 seen.block = cursor.state.last.map(|(number, _)| number);
+                seen.time = cursor.state.time;
                 if is_current {
                     seen.at = started;
                 }
@@ -204,8 +217,8 @@ impl Registry {
         let provider = ledger.provider();
         let head = provider.get_block_number().await?;
         if let Some((number, hash)) = cursor.state.last {
-            match hash_of(provider, number).await? {
-                Some(found) if found == hash => cursor.lags = 0,
+            match block_of(provider, number).await? {
+                Some((found, _)) if found == hash => cursor.lags = 0,
                 // A chain in this process is one node, and does not lag behind itself.
                 None if cursor.lags < LAGS_MAX && !provider.client().is_local() => {
                     cursor.lags += 1;
@@ -230,7 +243,7 @@ impl Registry {
                 return Ok(Round::Current);
             }
             let to = target.min(from.saturating_add(cursor.range - 1));
-            let Some(hash) = hash_of(provider, to).await? else {
+            let Some((hash, time)) = block_of(provider, to).await? else {
                 return Ok(Round::Lagging);
             };
             let filter = Filter::new()
@@ -265,12 +278,13 @@ impl Registry {
                     Err(error) => tracing::debug!(%error, "an unknown event"),
                 }
             }
-            if hash_of(provider, to).await? != Some(hash) {
+            if block_of(provider, to).await? != Some((hash, time)) {
                 // Reorganised meanwhile: nobody knows which blocks these events are from.
                 return Ok(Round::Lagging);
             }
             cursor.state.snapshot = snapshot;
             cursor.state.last = Some((to, hash));
+            cursor.state.time = time;
             if cursor.calm == 0 {
                 cursor.range = cursor.range.saturating_mul(2).min(RANGE_MAX);
             }
@@ -318,9 +332,11 @@ impl Refusal {
     }
 }
 
-async fn hash_of(provider: &DynProvider, number: u64) -> Result<Option<B256>, LedgerError> {
+/// Hash and time of a block.
+async fn block_of(provider: &DynProvider, number: u64) -> Result<Option<(B256, u64)>, LedgerError> {
     let block = provider.get_block_by_number(BlockNumberOrTag::Number(number));
-    Ok(block.await?.map(|block| block.header.hash))
+    let header = block.await?.map(|block| block.header);
+    Ok(header.map(|header| (header.hash, header.timestamp)))
 }
 
 /// Newer chains say it with the log; of others the block is asked, once for all its logs.

@@ -1,6 +1,5 @@
 //! Methods that change nothing: open to everybody.
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use tenzro_ledger::wei;
 use tenzro_protocol::json_rpc::{RpcError, code};
@@ -103,7 +102,7 @@ impl NodeRpc {
         let AddressParam { address, model } = read(params, &["address", "model"])?;
         let address = address.map_or_else(|| self.own_address(), Ok)?;
         self.catch_up().await;
-        let now = Timestamp::now();
+        let now = self.ledger_now();
         let snapshot = self.registry.snapshot();
         let prices: Vec<PricingInfo> = snapshot
             .prices_of(address)

@@ -496,6 +496,7 @@ fn from_send(error: &SendError) -> RpcError {
         // The chain's words. Others may hold its address, and that a key.
         SendError::Transport(TransportError::ErrorResp(_))
         | SendError::Gas { .. }
+        | SendError::NothingStaked
         | SendError::NotMined(_) => RpcError::new(code::TRANSACTION, error.to_string()),
         SendError::Transport(_) | SendError::Ledger(_) => unavailable(&error.to_string()),
     }
