@@ -62,6 +62,7 @@ fn crates_depend_on_each_other_in_one_direction() {
         "tenzro-engine > tenzro-protocol",
         "tenzro-hub > tenzro-protocol",
         "tenzro-ledger > tenzro-protocol",
+        "tenzro-ledger-bench > tenzro-ledger",
         "tenzro-node > tenzro-api",
         "tenzro-node > tenzro-engine",
         "tenzro-node > tenzro-hub",

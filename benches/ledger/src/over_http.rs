@@ -1,0 +1,151 @@
+//! One round over HTTP: the same work for the node and for anvil, one after the other.
+
+use std::path::{Path, PathBuf};
+
+use alloy::sol_types::SolCall;
+use serde_json::json;
+use tenzro_ledger::embedded::CHAIN_ID;
+use tenzro_ledger::{Account, Addresses, EmbeddedChain, FaucetRules, Rules, connect, deploy};
+
+use crate::report::{Better, Figures, Target, percentile};
+use crate::server::{Server, ledger_file};
+use crate::work::{self, CALLS};
+
+const MS: f64 = 1e3;
+/// anvil 1.7 stops mining by itself when many transactions come at once, with all of them in its pool
+/// and none waiting for another: <https://github.com/foundry-rs/foundry/issues/10122>.
+const ANVIL_KICK: Option<&str> = Some("evm_mine");
+
+/// What is measured, and how much.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) ours: PathBuf,
+    pub(crate) anvil: PathBuf,
+    /// Homes are made here.
+    pub(crate) folder: PathBuf,
+    pub(crate) transfers: usize,
+    pub(crate) senders: usize,
+}
+
+/// What a round finds about one server.
+struct Measured {
+    start_ms: f64,
+    per_second: f64,
+    acknowledged_ms: [f64; 2],
+    is_active_ms: [f64; 2],
+    endpoints_ms: [f64; 2],
+}
+
+/// A home whose node has run before and holds the chain of that file, which is moved.
+pub(crate) async fn prepare_used_home(
+    setting: &Setting,
+    home: &Path,
+    file: &Path,
+) -> anyhow::Result<()> {
+    let to = ledger_file(home);
+    std::fs::create_dir_all(to.parent().unwrap_or(home))?;
+    std::fs::rename(file, to)?;
+    let server = Server::node(&setting.ours, home).await?;
+    // The view of the registry has been kept when it shows the providers.
+    for method in ["tenzro_listProviders", "tenzro_networkInfo"] {
+        server.client.ask(method, json!([])).await?;
+    }
+    Ok(())
+}
+
+/// One round.
+pub(crate) async fn measure(
+    setting: &Setting,
+    used_home: &Path,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let home = tempfile::tempdir_in(&setting.folder)?;
+    let server = Server::node(&setting.ours, home.path()).await?;
+    let ours = work_on(setting, &server, EmbeddedChain::addresses(), None).await?;
+    drop(server);
+    let used = Server::node(&setting.ours, used_home).await?.started_after;
+
+    let server = Server::anvil(&setting.anvil).await?;
+    let contracts = deploy_on(&server).await?;
+    let theirs = work_on(setting, &server, contracts, ANVIL_KICK).await?;
+
+    let mut add = |scenario: &str, figure, better, target, ours, theirs| {
+        figures.add(scenario, figure, better, target, ours, Some(theirs));
+    };
+    let (more, less) = (Better::More, Better::Less);
+    let figure = "first answer (ms)";
+    let limit = Some(Target::AtMost(300.0));
+    let (empty, start) = (theirs.start_ms, used.as_secs_f64() * MS);
+    add(
+        "start, nothing there yet",
+        figure,
+        less,
+        None,
+        ours.start_ms,
+        empty,
+    );
+    let with_blocks = "start with the chain below (anvil: empty)";
+    add(with_blocks, figure, less, limit, start, empty);
+    let sending = format!("{} senders", setting.senders);
+    let rate = Some(Target::AtLeast(1_500.0));
+    let (ours_rate, theirs_rate) = (ours.per_second, theirs.per_second);
+    add(&sending, "transfers/s", more, rate, ours_rate, theirs_rate);
+    let limit = Some(Target::AtMost(1.0));
+    let waits = ["acknowledged after p50 (ms)", "acknowledged after p99 (ms)"];
+    let calls = ["eth_call p50 (ms)", "eth_call p99 (ms)"];
+    for index in 0..2 {
+        let (ours, theirs) = (ours.acknowledged_ms[index], theirs.acknowledged_ms[index]);
+        add(&sending, waits[index], less, None, ours, theirs);
+    }
+    for index in 0..2 {
+        let (ours, theirs) = (ours.is_active_ms[index], theirs.is_active_ms[index]);
+        add("isActive", calls[index], less, limit, ours, theirs);
+    }
+    for index in 0..2 {
+        let (ours, theirs) = (ours.endpoints_ms[index], theirs.endpoints_ms[index]);
+        let view = "endpointsByModel, 20 rows";
+        add(view, calls[index], less, limit, ours, theirs);
+    }
+    Ok(())
+}
+
+/// Our contracts on anvil, by the account that has the supply on the embedded chain too.
+async fn deploy_on(server: &Server) -> anyhow::Result<Addresses> {
+    for payer in work::payers()? {
+        let coins = json!([payer, "0x56bc75e2d63100000"]);
+        server.client.ask("anvil_setBalance", coins).await?;
+    }
+    let account = Account::new(connect(&server.url)?, CHAIN_ID, work::treasury()?);
+    let rules = Rules::standard(account.address(), account.address());
+    let faucet = Some(FaucetRules::standard());
+    Ok(deploy(&account, rules, faucet, |_, _| {}).await?)
+}
+
+async fn work_on(
+    setting: &Setting,
+    server: &Server,
+    contracts: Addresses,
+    kick: Option<&str>,
+) -> anyhow::Result<Measured> {
+    let provider = connect(&server.url)?;
+    work::fill_registry(&provider, &contracts).await?;
+    let registry = contracts.provider_registry;
+    let input = work::is_active()?.abi_encode().into();
+    let is_active = server.client.call_often(registry, input, CALLS).await?;
+    let input = work::endpoints_by_model().abi_encode().into();
+    let endpoints = server.client.call_often(registry, input, CALLS).await?;
+
+    let (token, count) = (contracts.tnzo, setting.transfers);
+    let signed = work::sign_transfers(&provider, token, count, setting.senders).await?;
+    let counts: Vec<usize> = signed.iter().map(Vec::len).collect();
+    let (waits, took) = server.client.send_all(signed, kick).await?;
+    work::check_transfers(&provider, token, &counts).await?;
+    let both = |times| [0.5, 0.99].map(|part| percentile(times, part) * MS);
+    Ok(Measured {
+        start_ms: server.started_after.as_secs_f64() * MS,
+        per_second: waits.len() as f64 / took.as_secs_f64(),
+        acknowledged_ms: both(&waits),
+        is_active_ms: both(&is_active),
+        endpoints_ms: both(&endpoints),
+    })
+}
