@@ -355,17 +355,24 @@ pub async fn submit(provider: &DynProvider, raw: &[u8]) -> Result<TransactionRec
 
 /// Whom a transaction that somebody signed for that chain is for; `None` where it creates a contract.
 /// The error says what is wrong.
-pub fn recipient(raw: &[u8], chain_id: u64) -> Result<Option<Address>, &'static str> {
+pub fn recipient(raw: &[u8], chain_id: u64) -> Result<Option<Address>, String> {
     let mut bytes = raw;
-    let envelope = TxEnvelope::decode_2718(&mut bytes).map_err(|_| "that is no transaction")?;
+    let envelope =
+        TxEnvelope::decode_2718(&mut bytes).map_err(|_| "that is no transaction".to_owned())?;
     if !bytes.is_empty() {
-        return Err("there are bytes after the transaction");
+        return Err("there are bytes after the transaction".to_owned());
     }
-    if envelope.chain_id() != Some(chain_id) {
-        return Err("it is signed for another chain id than this ledger's");
+    match envelope.chain_id() {
+        Some(id) if id == chain_id => {}
+        Some(id) => return Err(format!("it is signed for chain id {id}, not {chain_id}")),
+        None => {
+            return Err(format!(
+                "it is signed for any chain, not for chain id {chain_id}"
+            ));
+        }
     }
     if envelope.recover_signer().is_err() {
-        return Err("its signature is wrong");
+        return Err("its signature is wrong".to_owned());
     }
     Ok(envelope.to())
 }

@@ -56,6 +56,8 @@ describe("a quiet chain: nothing is mined while time passes", () => {
       assert.equal((await ask("tenzro_getModelEndpoint", [{ model }])).price_per_output_token, "0");
       await later(info.price_delay_seconds + 1);
       assert.equal((await registry("pricing", [own, model])).outputPrice, TNZO);
+      // The node reckons by blocks and its own clock, which has not been turned on.
+      await act("evm_mine");
       const told = await ask("tenzro_getProviderPricing", [own, model]);
       assert.equal(told.price_per_output_token, String(TNZO));
       assert.equal(told.next_price, null);
