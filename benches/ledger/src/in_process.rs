@@ -46,7 +46,7 @@ pub(crate) async fn measure(
 
     let scenario = format!("{senders} senders");
     let mut add = |scenario: &str, figure, better, target, value| {
-        figures.add(scenario, figure, better, target, value, None);
+        figures.add(scenario, figure, better, target, (value, None));
     };
     let (more, less) = (Better::More, Better::Less);
     let rate = Some(Target::AtLeast(1_500.0));

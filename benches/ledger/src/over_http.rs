@@ -70,7 +70,7 @@ pub(crate) async fn measure(
     let theirs = work_on(setting, &server, contracts, ANVIL_KICK).await?;
 
     let mut add = |scenario: &str, figure, better, target, ours, theirs| {
-        figures.add(scenario, figure, better, target, ours, Some(theirs));
+        figures.add(scenario, figure, better, target, (ours, Some(theirs)));
     };
     let (more, less) = (Better::More, Better::Less);
     let figure = "first answer (ms)";
@@ -93,18 +93,18 @@ pub(crate) async fn measure(
     let limit = Some(Target::AtMost(1.0));
     let waits = ["acknowledged after p50 (ms)", "acknowledged after p99 (ms)"];
     let calls = ["eth_call p50 (ms)", "eth_call p99 (ms)"];
-    for index in 0..2 {
+    for (index, name) in waits.into_iter().enumerate() {
         let (ours, theirs) = (ours.acknowledged_ms[index], theirs.acknowledged_ms[index]);
-        add(&sending, waits[index], less, None, ours, theirs);
+        add(&sending, name, less, None, ours, theirs);
     }
-    for index in 0..2 {
+    for (index, name) in calls.into_iter().enumerate() {
         let (ours, theirs) = (ours.is_active_ms[index], theirs.is_active_ms[index]);
-        add("isActive", calls[index], less, limit, ours, theirs);
+        add("isActive", name, less, limit, ours, theirs);
     }
-    for index in 0..2 {
+    for (index, name) in calls.into_iter().enumerate() {
         let (ours, theirs) = (ours.endpoints_ms[index], theirs.endpoints_ms[index]);
         let view = "endpointsByModel, 20 rows";
-        add(view, calls[index], less, limit, ours, theirs);
+        add(view, name, less, limit, ours, theirs);
     }
     Ok(())
 }

@@ -40,15 +40,14 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Takes the values of one round.
+    /// Takes the values of one round: ours, and the peer's where there is one.
     pub(crate) fn add(
         &mut self,
         scenario: &str,
         figure: &'static str,
         better: Better,
         target: Option<Target>,
-        ours: f64,
-        theirs: Option<f64>,
+        (ours, theirs): (f64, Option<f64>),
     ) {
         let known = |row: &&mut Row| row.scenario == scenario && row.figure == figure;
         if let Some(row) = self.rows.iter_mut().find(known) {
