@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tenzro_ledger::{Addresses, EmbeddedChain, EmbeddedError, Ledger, LedgerError, connect};
+use tenzro_ledger::registry::{FollowConfig, Registry};
+use tenzro_ledger::{
+    Addresses, EmbeddedChain, EmbeddedError, Ledger, LedgerError, RegistryRules, connect,
+};
 use tenzro_protocol::json_rpc::code;
 use tenzro_protocol::network::NetworkInfo;
 
@@ -24,17 +27,28 @@ const REMOTE_PERIOD: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// An opened ledger and how to follow it.
+/// An opened ledger, and its registry as it is now.
 #[derive(Debug)]
 pub(crate) struct LedgerSource {
     pub(crate) ledger: Ledger,
+    pub(crate) rules: RegistryRules,
+    pub(crate) registry: Registry,
     /// `embedded` or the chain's address.
     pub(crate) chain: String,
     /// Whether the chain lives in this process.
     pub(crate) is_embedded: bool,
-    /// Blocks on top of a block before it counts.
-    pub(crate) blocks_on_top: u64,
+    /// How often to follow it.
     pub(crate) period: Duration,
+}
+
+/// What is known of a ledger before it is asked anything.
+struct Opened {
+    ledger: Ledger,
+    chain: String,
+    is_embedded: bool,
+    /// Blocks on top of a block before it counts.
+    blocks_on_top: u64,
+    period: Duration,
 }
 
 /// Why a ledger cannot be used.
@@ -68,12 +82,9 @@ pub(crate) async fn open(
     waiting: impl Fn(&str),
 ) -> Result<LedgerSource, LedgerSourceError> {
     let chain: String = config.get("chain.url").unwrap_or_default();
-    if chain == EMBEDDED {
-        return open_embedded(config).await;
-    }
     let mut pause = PAUSE;
     loop {
-        let error = match open_remote(config, &chain).await {
+        let error = match open_once(config, &chain).await {
             Ok(source) => return Ok(source),
             Err(error) => error,
         };
@@ -89,11 +100,33 @@ pub(crate) async fn open(
     }
 }
 
-async fn open_embedded(config: &Config) -> Result<LedgerSource, LedgerSourceError> {
+async fn open_once(config: &Config, chain: &str) -> Result<LedgerSource, LedgerSourceError> {
+    let opened = match chain {
+        EMBEDDED => open_embedded(config).await?,
+        url => open_remote(config, url).await?,
+    };
+    let follow = FollowConfig {
+        confirmations: opened.blocks_on_top,
+        file: Some(config.home.node().join("registry.json")),
+    };
+    let registry = Registry::open(opened.ledger.clone(), follow);
+    let rules = opened.ledger.rules().await?;
+    registry.catch_up().await?;
+    Ok(LedgerSource {
+        ledger: opened.ledger,
+        rules,
+        registry,
+        chain: opened.chain,
+        is_embedded: opened.is_embedded,
+        period: opened.period,
+    })
+}
+
+async fn open_embedded(config: &Config) -> Result<Opened, LedgerSourceError> {
     let file = config.home.node().join("ledger.sqlite");
     let chain = EmbeddedChain::open(&file)?;
     let ledger = Ledger::open(chain.provider(), EmbeddedChain::addresses()).await?;
-    Ok(LedgerSource {
+    Ok(Opened {
         ledger,
         chain: EMBEDDED.to_owned(),
         is_embedded: true,
@@ -102,7 +135,7 @@ async fn open_embedded(config: &Config) -> Result<LedgerSource, LedgerSourceErro
     })
 }
 
-async fn open_remote(config: &Config, url: &str) -> Result<LedgerSource, LedgerSourceError> {
+async fn open_remote(config: &Config, url: &str) -> Result<Opened, LedgerSourceError> {
     let provider = connect(url)?;
     let addresses = match configured(config)? {
         Some(addresses) => addresses,
@@ -124,7 +157,7 @@ async fn open_remote(config: &Config, url: &str) -> Result<LedgerSource, LedgerS
     let confirmations = config
         .get::<u64>("chain.confirmations")
         .unwrap_or(if is_development { 1 } else { 2 });
-    Ok(LedgerSource {
+    Ok(Opened {
         ledger,
         chain: url.to_owned(),
         is_embedded: false,
@@ -134,7 +167,7 @@ async fn open_remote(config: &Config, url: &str) -> Result<LedgerSource, LedgerS
 }
 
 /// Addresses from the settings: all of them or none.
-fn configured(config: &Config) -> Result<Option<Addresses>, LedgerSourceError> {
+pub(crate) fn configured(config: &Config) -> Result<Option<Addresses>, LedgerSourceError> {
     let keys = [
         "chain.tnzo",
         "chain.provider_registry",

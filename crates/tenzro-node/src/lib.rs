@@ -12,6 +12,7 @@ pub mod config;
 mod directory;
 mod health;
 mod home;
+mod http_client;
 mod ledger_source;
 mod local_endpoints;
 mod local_inference;

@@ -4,6 +4,8 @@ use serde_json::json;
 use tenzro_ledger::{Addresses, Ledger, LedgerError, connect};
 use tenzro_protocol::network::{Contracts, NetworkInfo};
 
+use crate::config::Config;
+use crate::ledger_source::{LedgerSourceError, configured};
 use crate::node_client::{NodeClient, NodeError};
 
 /// A node and its ledger.
@@ -26,16 +28,31 @@ pub enum NetworkError {
     /// The ledger behind it cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The settings of this home name other contracts on that chain.
+    #[error(
+        "the node names other contracts than this home's settings do on chain {0}: it may be after your TNZO"
+    )]
+    OtherContracts(u64),
+    /// The settings name only some contracts.
+    #[error(transparent)]
+    Settings(#[from] LedgerSourceError),
     /// The node names contracts by no addresses.
     #[error("the node's address of a contract cannot be read: '{0}'")]
     Address(String),
 }
 
 impl Network {
-    /// Asks the node about its ledger and checks that the contracts are there.
-    pub async fn connect(node: NodeClient) -> Result<Self, NetworkError> {
+    /// Asks the node about its ledger and checks that the contracts are there. What the settings say
+    /// about that chain's contracts comes before the node's word.
+    pub async fn connect(node: NodeClient, config: &Config) -> Result<Self, NetworkError> {
         let info: NetworkInfo = node.call("tenzro_networkInfo", json!([])).await?;
         let addresses = addresses(&info.contracts)?;
+        if let Some(expected) = configured(config)?
+            && config.get("chain.id") == Some(info.chain_id)
+            && expected != addresses
+        {
+            return Err(NetworkError::OtherContracts(info.chain_id));
+        }
         let ledger = Ledger::open(connect(node.url())?, addresses).await?;
         if ledger.chain_id() != info.chain_id {
             return Err(LedgerError::OtherChain {

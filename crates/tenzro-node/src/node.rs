@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tenzro_api::{JsonRpc, Limits, NodeServerConfig, Server};
-use tenzro_ledger::registry::{FollowConfig, Registry};
-use tenzro_ledger::{Account, Keystore, LedgerError, WalletError};
+use tenzro_ledger::{Account, Keystore, WalletError};
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
@@ -148,14 +147,6 @@ async fn rpc(
 ) -> Result<NodeRpc, NodeStartError> {
     let home = &config.home;
     let ledger = source.ledger.clone();
-    let follow = FollowConfig {
-        confirmations: source.blocks_on_top,
-        file: Some(home.node().join("registry.json")),
-    };
-    let registry = Registry::open(ledger.clone(), follow);
-    let ledger_error = |error: LedgerError| LedgerSourceError::from(error);
-    let rules = ledger.rules().await.map_err(ledger_error)?;
-    registry.catch_up().await.map_err(ledger_error)?;
     // Whoever runs a development ledger has all parties on his own machines.
     let is_development = ledger.addresses().faucet.is_some();
     let allow_private = config
@@ -167,8 +158,8 @@ async fn rpc(
     find_running(config, &prober, &local).await;
     Ok(NodeRpc {
         ledger,
-        registry,
-        rules,
+        registry: source.registry.clone(),
+        rules: source.rules,
         is_embedded: source.is_embedded,
         account,
         local,

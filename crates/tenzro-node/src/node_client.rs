@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tenzro_protocol::json_rpc::RpcError;
 
 use crate::home::Home;
+use crate::http_client::{self, innermost};
 use crate::operator_token::operator_token;
 use crate::servers::running_node;
 
@@ -63,9 +64,7 @@ impl NodeClient {
             .ok()
             .filter(|url: &Url| matches!(url.scheme(), "http" | "https"))
             .ok_or_else(|| NodeError::Url(url.to_owned()))?;
-        // Another part of the process may have installed it already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder()
+        let http = http_client::builder()
             .connect_timeout(CONNECT)
             .timeout(CALL)
             .redirect(reqwest::redirect::Policy::none())
@@ -126,15 +125,9 @@ impl NodeClient {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> NodeError {
-        let mut reason = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            reason = cause.to_string();
-            source = cause.source();
-        }
         NodeError::Unreachable {
             url: self.url().to_owned(),
-            reason,
+            reason: innermost(error),
         }
     }
 

@@ -13,6 +13,8 @@ use tenzro_protocol::openai::embeddings::{EmbeddingList, EmbeddingRequest};
 use tenzro_protocol::openai::{ErrorBody, ErrorObject, ModelList};
 use tenzro_protocol::sse::SseParser;
 
+use crate::http_client;
+
 /// Time to open a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -53,9 +55,7 @@ pub struct OpenAiClient {
 impl OpenAiClient {
     /// `base_url` ends in `/v1`.
     pub fn new(base_url: &str) -> Result<Self, ClientError> {
-        // Another part of the process may have installed it already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder()
+        let http = http_client::builder()
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .build()

@@ -11,6 +11,8 @@ use tenzro_protocol::inference::ModelCard;
 use tenzro_protocol::model_id::comparable;
 use tenzro_protocol::openai::ModelList;
 
+use crate::http_client::{self, innermost};
+
 /// Time to open a connection.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -59,9 +61,7 @@ pub(crate) struct Prober {
 impl Prober {
     /// `allow_private` allows addresses of this machine and of private networks.
     pub(crate) fn new(allow_private: bool) -> Result<Self, reqwest::Error> {
-        // Another part of the process may have installed it already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder()
+        let http = http_client::builder()
             .connect_timeout(CONNECT)
             .timeout(PROBE)
             .redirect(Policy::none())
@@ -167,16 +167,6 @@ fn without_user(url: &str) -> String {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
         _ => url.to_owned(),
     }
-}
-
-fn innermost(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = cause.to_string();
-        source = cause.source();
-    }
-    text
 }
 
 /// Resolves names and keeps the addresses that may be used. Literal addresses never come here.

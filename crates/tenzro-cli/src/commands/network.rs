@@ -39,11 +39,11 @@ pub(super) fn own_node(config: &Config) -> anyhow::Result<Option<NodeClient>> {
 
 /// The node and its ledger.
 pub(super) async fn connect(config: &Config) -> anyhow::Result<Network> {
-    let network = Network::connect(node(config)?).await;
+    let network = Network::connect(node(config)?, config).await;
     network.map_err(|error| match error {
         NetworkError::Node(error) => explain_node(error),
         NetworkError::Ledger(error) => explain_ledger(error),
-        error @ NetworkError::Address(_) => Failure::new(error.to_string()).into(),
+        error => Failure::new(error.to_string()).into(),
     })
 }
 

@@ -57,11 +57,21 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
             return Ok(());
         }
     };
-    let (registration, provider) = match register(config, &mut server, remote, output).await {
-        Ok(registered) => registered,
-        Err(error) => {
+    let registered = tokio::select! {
+        registered = register(config, &mut server, remote, output) => Some(registered),
+        () = stop.wait() => None,
+    };
+    let (registration, provider) = match registered {
+        Some(Ok(registered)) => registered,
+        Some(Err(error)) => {
             server.shutdown(Duration::ZERO).await;
             return Err(error);
+        }
+        None => {
+            server.shutdown(Duration::ZERO).await;
+            output.note("stopped before it was registered; its transaction may still be mined");
+            output.hint(format!("tenzro-cli model stop {}", serve.model));
+            return Ok(());
         }
     };
     announce(&server, provider.as_ref(), output);

@@ -14,8 +14,12 @@ struct Anvil {
 
 impl Anvil {
     fn start(chain_id: u64) -> Self {
+        Self::start_with(&["--port", "0", "--chain-id", &chain_id.to_string()])
+    }
+
+    fn start_with(arguments: &[&str]) -> Self {
         let mut child = Command::new(anvil_path())
-            .args(["--port", "0", "--chain-id", &chain_id.to_string()])
+            .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
             .expect("anvil runs");
@@ -120,4 +124,39 @@ fn the_flow_runs_on_anvil_by_configuration_only() {
         "{}",
         wrong.stderr
     );
+}
+
+#[test]
+fn a_chain_that_is_away_at_the_start_is_waited_for() {
+    let mut home = Home::new();
+    let state = home.path().join("anvil.json").display().to_string();
+    let mut first = Anvil::start_with(&["--port", "0", "--dump-state", &state]);
+    let port = first.url.rsplit(':').next().expect("a port").to_owned();
+    home.run_with_input(&["wallet", "import"], FUNDED);
+    home.ok(&["chain", "deploy", "--rpc", &first.url, "--development"]);
+    // On SIGTERM it writes its state.
+    let stopped = Command::new("kill")
+        .arg(first.child.id().to_string())
+        .status();
+    assert!(stopped.expect("runs").success() && first.child.wait().is_ok());
+
+    let mut node = home
+        .command(&["--json", "node", "start", "--port", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let warnings = BufReader::new(node.stderr.take().expect("piped")).lines();
+    let waits = warnings
+        .map_while(Result::ok)
+        .any(|line| line.contains("asking again in"));
+    assert!(waits, "it says that it waits");
+    let _second = Anvil::start_with(&["--port", &port, "--load-state", &state]);
+    let mut events = BufReader::new(node.stdout.take().expect("piped")).lines();
+    let ready = events.next().expect("an event").expect("text");
+    let ready: serde_json::Value = serde_json::from_str(&ready).expect("JSON");
+    home.rpc = ready["node"]["rpc_url"].as_str().map(str::to_owned);
+    assert_eq!(home.json(&["chain", "info"])["chain_id"], 31337);
+    home.ok(&["node", "stop"]);
+    assert!(node.wait().expect("it ends").success());
 }

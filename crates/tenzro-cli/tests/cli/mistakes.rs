@@ -176,6 +176,36 @@ fn endpoints_that_are_not_there_or_do_not_answer_are_refused() {
 }
 
 #[test]
+fn a_node_that_names_other_contracts_than_the_settings_gets_no_signature() {
+    let mut home = Home::new();
+    home.start_node(&[]);
+    let info = home.json(&["chain", "info"]);
+    let tnzo = info["contracts"]["tnzo"].as_str().expect("an address");
+    let other = "0x000000000000000000000000000000000000dEaD";
+    let settings = format!(
+        "[chain]\nid = 1337\ntnzo = \"{tnzo}\"\nprovider_registry = \"{other}\"\n\
+         payment_channels = \"{other}\"\n"
+    );
+    let file = home.path().join("home/config.toml");
+    std::fs::write(&file, settings).expect("written");
+    let done = home.run(&["stake", "deposit", "--amount", "1"]);
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.stderr.contains("names other contracts"),
+        "{}",
+        done.stderr
+    );
+    std::fs::write(&file, format!("[chain]\ntnzo = \"{tnzo}\"\n")).expect("written");
+    let done = home.run(&["wallet", "balance"]);
+    assert!(
+        done.stderr.contains("chain.provider_registry: is missing"),
+        "{}",
+        done.stderr
+    );
+    std::fs::remove_file(&file).expect("there");
+}
+
+#[test]
 fn another_wallets_password_is_not_guessed() {
     let mut home = Home::new();
     home.start_node(&[]);
