@@ -1,4 +1,4 @@
-//! The `tenzro-cli` binary: serve GGUF models and chat with them.
+//! The `tenzro-cli` binary: serve GGUF models, earn TNZO with them, and chat.
 //!
 //! ```text
 //! arguments -> config (flags > environment > file > defaults) -> commands/<command> -> output
@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod report;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -45,6 +46,8 @@ fn start_log(verbose: u8) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
+        // A log in a file is read with other tools.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
 }
