@@ -100,7 +100,7 @@ impl Client {
     }
 
     /// Makes anvil mine blocks of all that waits, until the future is dropped. By itself it makes a
-    /// block for each transaction, and stops for good when many come at once, as in
+    /// block for each transaction, and stops for good when some thousand come quickly, as in
     /// <https://github.com/foundry-rs/foundry/issues/10122>.
     pub(crate) async fn mine(&self) -> anyhow::Result<()> {
         self.ask("evm_setAutomine", json!([false])).await?;
