@@ -11,6 +11,8 @@ use crate::work::Transfer;
 
 /// Between two looks for a receipt.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Between two blocks of anvil.
+const MINE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the last transfers may take to be mined.
 const MINED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -63,12 +65,10 @@ impl Client {
     }
 
     /// All senders at once, each one transfer after the other, until the last one of each is mined.
-    /// How long each transfer waited for its acknowledgement, and all of it together. A server that
-    /// leaves acknowledged transfers lying is told to mine them with the method `kick`.
+    /// How long each transfer waited for its acknowledgement, and all of it together.
     pub(crate) async fn send_all(
         &self,
         signed: Vec<Vec<Transfer>>,
-        kick: Option<&str>,
     ) -> anyhow::Result<(Vec<Duration>, Duration)> {
         let send = |transfer: &Transfer| body("eth_sendRawTransaction", json!([transfer.raw]));
         let prepared: Vec<Vec<String>> = signed
@@ -93,13 +93,21 @@ impl Client {
             while result(&self.post(receipt.clone()).await?)?.is_null() {
                 let is_late = acknowledged.elapsed() > MINED_WITHIN;
                 ensure!(!is_late, "a transfer was acknowledged, but is not mined");
-                match kick {
-                    Some(method) => drop(self.ask(method, json!([])).await?),
-                    None => tokio::time::sleep(PAUSE).await,
-                }
+                tokio::time::sleep(PAUSE).await;
             }
         }
         Ok((waits, began.elapsed()))
+    }
+
+    /// Makes anvil mine blocks of all that waits, until the future is dropped. By itself it makes a
+    /// block for each transaction, and stops for good when some thousand come quickly, as in
+    /// <https://github.com/foundry-rs/foundry/issues/10122>.
+    pub(crate) async fn mine(&self) -> anyhow::Result<()> {
+        self.ask("evm_setAutomine", json!([false])).await?;
+        loop {
+            self.ask("evm_mine", json!([])).await?;
+            tokio::time::sleep(MINE_PAUSE).await;
+        }
     }
 
     async fn send_own(self, sends: Vec<String>) -> anyhow::Result<Vec<Duration>> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use alloy::sol_types::SolCall;
+use anyhow::Context;
 use serde_json::json;
 use tenzro_ledger::embedded::CHAIN_ID;
 use tenzro_ledger::{Account, Addresses, EmbeddedChain, FaucetRules, Rules, connect, deploy};
@@ -12,10 +13,6 @@ use crate::server::{Server, ledger_file};
 use crate::work::{self, CALLS};
 
 const MS: f64 = 1e3;
-/// anvil 1.7 stops mining by itself when many transactions come at once, with all of them in its pool
-/// and none waiting for another: <https://github.com/foundry-rs/foundry/issues/10122>.
-const ANVIL_KICK: Option<&str> = Some("evm_mine");
-
 /// What is measured, and how much.
 #[derive(Debug)]
 pub(crate) struct Setting {
@@ -61,13 +58,13 @@ pub(crate) async fn measure(
 ) -> anyhow::Result<()> {
     let home = tempfile::tempdir_in(&setting.folder)?;
     let server = Server::node(&setting.ours, home.path()).await?;
-    let ours = work_on(setting, &server, EmbeddedChain::addresses(), None).await?;
+    let ours = work_on(setting, &server, EmbeddedChain::addresses(), false).await?;
     drop(server);
     let used = Server::node(&setting.ours, used_home).await?.started_after;
 
     let server = Server::anvil(&setting.anvil).await?;
     let contracts = deploy_on(&server).await?;
-    let theirs = work_on(setting, &server, contracts, ANVIL_KICK).await?;
+    let theirs = work_on(setting, &server, contracts, true).await?;
 
     let mut add = |scenario: &str, figure, better, target, ours, theirs| {
         figures.add(scenario, figure, better, target, (ours, Some(theirs)));
@@ -125,7 +122,7 @@ async fn work_on(
     setting: &Setting,
     server: &Server,
     contracts: Addresses,
-    kick: Option<&str>,
+    has_to_be_told_to_mine: bool,
 ) -> anyhow::Result<Measured> {
     let provider = connect(&server.url)?;
     work::fill_registry(&provider, &contracts).await?;
@@ -138,7 +135,15 @@ async fn work_on(
     let (token, count) = (contracts.tnzo, setting.transfers);
     let signed = work::sign_transfers(&provider, token, count, setting.senders).await?;
     let counts: Vec<usize> = signed.iter().map(Vec::len).collect();
-    let (waits, took) = server.client.send_all(signed, kick).await?;
+    let sending = server.client.send_all(signed);
+    let (waits, took) = if has_to_be_told_to_mine {
+        tokio::select! {
+            sent = sending => sent?,
+            failed = server.client.mine() => return Err(failed.err().context("cannot mine")?),
+        }
+    } else {
+        sending.await?
+    };
     work::check_transfers(&provider, token, &counts).await?;
     let both = |times| [0.5, 0.99].map(|part| percentile(times, part) * MS);
     Ok(Measured {
