@@ -73,6 +73,9 @@ pub enum LedgerError {
         /// On which chain.
         chain_id: u64,
     },
+    /// It is reorganised again and again while it is read.
+    #[error("the chain changes faster than it can be read")]
+    Reorganising,
     /// The chain is another one than before.
     #[error("the chain has id {actual}, but the settings are for {expected}")]
     OtherChain {
@@ -86,7 +89,10 @@ pub enum LedgerError {
 impl LedgerError {
     /// Whether waiting may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Transport(_) | Self::Unreachable(_))
+        matches!(
+            self,
+            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising
+        )
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Blocks are taken in up to `confirmations` behind the head. The last block taken in is remembered
 //! with its hash; when the chain has another one there, it was reorganised deeper than that, and the
-//! view is built anew from the first block. What was taken in is kept in a file, so that a restart
+//! view is built anew from the first block, at once even where that happens while it is read. What was taken in is kept in a file, so that a restart
 //! goes on where it ended.
 
 use std::path::{Path, PathBuf};
@@ -23,6 +23,8 @@ use crate::ledger::{Ledger, LedgerError};
 /// Blocks that are asked for at once; halved when the chain refuses, doubled when it does not.
 const RANGE_FIRST: u64 = 2_000;
 const RANGE_MAX: u64 = 50_000;
+/// How often a chain is read that is reorganised each time.
+const ATTEMPTS: u32 = 4;
 /// Bumped when the file's content changes its meaning.
 const FILE_VERSION: u32 = 1;
 
@@ -182,6 +184,15 @@ impl Registry {
     }
 
     async fn take_in(&self, cursor: &mut Cursor) -> Result<(), LedgerError> {
+        for _ in 0..ATTEMPTS {
+            if self.read_on(cursor).await? == Round::Current {
+                return Ok(());
+            }
+        }
+        Err(LedgerError::Reorganising)
+    }
+
+    async fn read_on(&self, cursor: &mut Cursor) -> Result<Round, LedgerError> {
         let Shared { ledger, config, .. } = &*self.shared;
         let provider = ledger.provider();
         let head = provider.get_block_number().await?;
@@ -199,7 +210,7 @@ impl Registry {
                 None => ledger.addresses().first_block,
             };
             if from > target {
-                return Ok(());
+                return Ok(Round::Current);
             }
             let to = target.min(from.saturating_add(cursor.range - 1));
             // Before and after: logs are of that block's chain only if it stood there all the while.
@@ -219,9 +230,15 @@ impl Registry {
             };
             let hash = hash_of(provider, to).await?;
             let Some(hash) = hash.filter(|_| hash == before) else {
-                // Reorganised a moment ago: the next round finds out.
-                return Ok(());
+                return Ok(Round::Reorganised);
             };
+            // And these logs have to go on where the last ones ended: the chain may have changed below
+            // them before the first look at their block.
+            if let Some((number, known)) = cursor.state.last
+                && hash_of(provider, number).await? != Some(known)
+            {
+                return Ok(Round::Reorganised);
+            }
             // On a copy: an error halfway must not leave half a range taken in.
             let mut snapshot = cursor.state.snapshot.clone();
             for log in logs {
@@ -236,6 +253,15 @@ impl Registry {
             cursor.range = cursor.range.saturating_mul(2).min(RANGE_MAX);
         }
     }
+}
+
+/// How a round without an error ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// All that the chain has is taken in.
+    Current,
+    /// The chain became another one meanwhile; the next round finds out from where on.
+    Reorganised,
 }
 
 async fn hash_of(provider: &DynProvider, number: u64) -> Result<Option<B256>, LedgerError> {
