@@ -8,7 +8,7 @@ use alloy::providers::{DynProvider, Provider};
 use anyhow::ensure;
 use tenzro_ledger::{Addresses, EmbeddedChain, Ledger};
 
-use crate::report::{Better, Figures, Target, percentile};
+use crate::report::{Figures, Goal, percentile};
 use crate::work::{self, CALLS, PROVIDERS, Transfer};
 
 const CONTRACTS: Addresses = EmbeddedChain::addresses();
@@ -44,38 +44,35 @@ pub(crate) async fn measure(
     let (single, page) = call_views(&provider).await?;
     let bytes = std::fs::metadata(file)?.len() as f64 / blocks as f64;
 
-    let scenario = format!("{senders} senders");
-    let mut add = |scenario: &str, figure, better, target, value| {
-        figures.add(scenario, figure, better, target, (value, None));
+    let mut add = |scenario: &str, figure, goal, value| {
+        figures.add(scenario, figure, goal, value, None);
     };
-    let (more, less) = (Better::More, Better::Less);
-    let rate = Some(Target::AtLeast(1_500.0));
-    add(&scenario, "durable transfers/s", more, rate, per_second);
+    let scenario = format!("{senders} senders");
+    let goal = Goal::AtLeast(1_500.0);
+    add(&scenario, "durable transfers/s", goal, per_second);
     for (figure, part) in [
         ("acknowledged after p50 (ms)", 0.5),
         ("acknowledged after p99 (ms)", 0.99),
     ] {
-        add(&scenario, figure, less, None, percentile(&waits, part) * MS);
+        add(&scenario, figure, Goal::Less, percentile(&waits, part) * MS);
     }
     for (view, times) in [("isActive", single), ("endpointsByModel, 20 rows", page)] {
-        let target = Some(Target::AtMost(1_000.0));
         for (figure, part) in [("eth_call p50 (µs)", 0.5), ("eth_call p99 (µs)", 0.99)] {
-            add(view, figure, less, target, percentile(&times, part) * US);
+            add(
+                view,
+                figure,
+                Goal::Below(1_000.0),
+                percentile(&times, part) * US,
+            );
         }
     }
     let opened = format!("open, {transfers} blocks");
-    let target = Some(Target::AtMost(300.0));
-    add(&opened, "ms", less, target, open.as_secs_f64() * MS);
-    add(
-        "begin a new chain",
-        "ms",
-        less,
-        None,
-        create.as_secs_f64() * MS,
-    );
-    add("file", "bytes per block", less, None, bytes);
+    let [create, open] = [create, open].map(|time| time.as_secs_f64() * MS);
+    add(&opened, "ms", Goal::Below(300.0), open);
+    add("begin a new chain", "ms", Goal::Less, create);
+    add("file", "bytes per block", Goal::Less, bytes);
     let sync = percentile(&syncs(file)?, 0.5) * MS;
-    add("disk: append 4 KiB and fsync", "p50 (ms)", less, None, sync);
+    add("disk: append 4 KiB and fsync", "p50 (ms)", Goal::Less, sync);
     Ok(())
 }
 

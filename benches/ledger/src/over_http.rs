@@ -1,5 +1,6 @@
 //! One round over HTTP: the same work for the node and for anvil, one after the other.
 
+use std::iter::zip;
 use std::path::{Path, PathBuf};
 
 use alloy::sol_types::SolCall;
@@ -8,7 +9,7 @@ use serde_json::json;
 use tenzro_ledger::embedded::CHAIN_ID;
 use tenzro_ledger::{Account, Addresses, EmbeddedChain, FaucetRules, Rules, connect, deploy};
 
-use crate::report::{Better, Figures, Target, percentile};
+use crate::report::{Figures, Goal, percentile};
 use crate::server::{Server, ledger_file};
 use crate::work::{self, CALLS};
 
@@ -66,43 +67,31 @@ pub(crate) async fn measure(
     let contracts = deploy_on(&server).await?;
     let theirs = work_on(setting, &server, contracts, true).await?;
 
-    let mut add = |scenario: &str, figure, better, target, ours, theirs| {
-        figures.add(scenario, figure, better, target, (ours, Some(theirs)));
+    let mut add = |scenario: &str, figure, goal, ours, theirs| {
+        figures.add(scenario, figure, goal, ours, Some(theirs));
     };
-    let (more, less) = (Better::More, Better::Less);
-    let figure = "first answer (ms)";
-    let limit = Some(Target::AtMost(300.0));
-    let (empty, start) = (theirs.start_ms, used.as_secs_f64() * MS);
-    add(
-        "start, nothing there yet",
-        figure,
-        less,
-        None,
-        ours.start_ms,
-        empty,
-    );
+    let (figure, empty) = ("first answer (ms)", theirs.start_ms);
+    let start = used.as_secs_f64() * MS;
+    let nothing = "start, nothing there yet";
+    add(nothing, figure, Goal::Less, ours.start_ms, empty);
     let with_blocks = "start with the chain below (anvil: empty)";
-    add(with_blocks, figure, less, limit, start, empty);
+    add(with_blocks, figure, Goal::Below(300.0), start, empty);
     let sending = format!("{} senders", setting.senders);
-    let rate = Some(Target::AtLeast(1_500.0));
-    let (ours_rate, theirs_rate) = (ours.per_second, theirs.per_second);
-    add(&sending, "transfers/s", more, rate, ours_rate, theirs_rate);
-    let limit = Some(Target::AtMost(1.0));
+    let rates = (ours.per_second, theirs.per_second);
+    let goal = Goal::AtLeast(1_500.0);
+    add(&sending, "transfers/s", goal, rates.0, rates.1);
+    let mut add_both = |scenario: &str, figures: [&'static str; 2], goal, ours, theirs| {
+        for (figure, (ours, theirs)) in zip(figures, zip::<[f64; 2], [f64; 2]>(ours, theirs)) {
+            add(scenario, figure, goal, ours, theirs);
+        }
+    };
     let waits = ["acknowledged after p50 (ms)", "acknowledged after p99 (ms)"];
-    let calls = ["eth_call p50 (ms)", "eth_call p99 (ms)"];
-    for (index, name) in waits.into_iter().enumerate() {
-        let (ours, theirs) = (ours.acknowledged_ms[index], theirs.acknowledged_ms[index]);
-        add(&sending, name, less, None, ours, theirs);
-    }
-    for (index, name) in calls.into_iter().enumerate() {
-        let (ours, theirs) = (ours.is_active_ms[index], theirs.is_active_ms[index]);
-        add("isActive", name, less, limit, ours, theirs);
-    }
-    for (index, name) in calls.into_iter().enumerate() {
-        let (ours, theirs) = (ours.endpoints_ms[index], theirs.endpoints_ms[index]);
-        let view = "endpointsByModel, 20 rows";
-        add(view, name, less, limit, ours, theirs);
-    }
+    let (our_waits, their_waits) = (ours.acknowledged_ms, theirs.acknowledged_ms);
+    add_both(&sending, waits, Goal::Less, our_waits, their_waits);
+    let (calls, goal) = (["eth_call p50 (ms)", "eth_call p99 (ms)"], Goal::Below(1.0));
+    let (one, page) = ("isActive", "endpointsByModel, 20 rows");
+    add_both(one, calls, goal, ours.is_active_ms, theirs.is_active_ms);
+    add_both(page, calls, goal, ours.endpoints_ms, theirs.endpoints_ms);
     Ok(())
 }
 

@@ -2,18 +2,12 @@
 
 use std::time::Duration;
 
-/// Which direction is good.
+/// Which direction is good, and what the design asks of ours where it does.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Better {
-    More,
+pub(crate) enum Goal {
     Less,
-}
-
-/// What the design asks of ours.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Target {
     AtLeast(f64),
-    AtMost(f64),
+    Below(f64),
 }
 
 /// What ours is compared with.
@@ -27,8 +21,7 @@ pub(crate) enum Peer {
 struct Row {
     scenario: String,
     figure: &'static str,
-    better: Better,
-    target: Option<Target>,
+    goal: Goal,
     ours: Vec<f64>,
     theirs: Vec<f64>,
 }
@@ -40,14 +33,14 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Takes the values of one round: ours, and the peer's where there is one.
+    /// Takes the values of one round.
     pub(crate) fn add(
         &mut self,
         scenario: &str,
         figure: &'static str,
-        better: Better,
-        target: Option<Target>,
-        (ours, theirs): (f64, Option<f64>),
+        goal: Goal,
+        ours: f64,
+        theirs: Option<f64>,
     ) {
         let known = |row: &&mut Row| row.scenario == scenario && row.figure == figure;
         if let Some(row) = self.rows.iter_mut().find(known) {
@@ -58,8 +51,7 @@ impl Figures {
         self.rows.push(Row {
             scenario: scenario.to_owned(),
             figure,
-            better,
-            target,
+            goal,
             ours: vec![ours],
             theirs: theirs.into_iter().collect(),
         });
@@ -78,15 +70,15 @@ impl Figures {
                 Peer::Anvil => format!("| {} | {:.2} ", spread(&row.theirs), row.ratio()),
                 Peer::None => String::new(),
             };
-            let arrow = match row.better {
-                Better::More => "↑",
-                Better::Less => "↓",
-            };
             let ours = median(&row.ours);
-            let (target, reached) = match row.target {
-                Some(Target::AtLeast(least)) => (format!("≥ {least}"), verdict(ours >= least)),
-                Some(Target::AtMost(most)) => (format!("< {most}"), verdict(ours < most)),
-                None => ("–".to_owned(), "–"),
+            let (target, reached) = match row.goal {
+                Goal::AtLeast(least) => (format!("≥ {least}"), verdict(ours >= least)),
+                Goal::Below(most) => (format!("< {most}"), verdict(ours < most)),
+                Goal::Less => ("–".to_owned(), "–"),
+            };
+            let arrow = match row.goal {
+                Goal::AtLeast(_) => "↑",
+                Goal::Less | Goal::Below(_) => "↓",
             };
             let (scenario, figure) = (&row.scenario, row.figure);
             let ours = spread(&row.ours);

@@ -67,6 +67,9 @@ pub enum LedgerError {
         /// On which chain.
         chain_id: u64,
     },
+    /// It is reorganised again and again while it is read.
+    #[error("the chain changes faster than it can be read")]
+    Reorganising,
     /// The chain is another one than before.
     #[error("the chain has id {actual}, but the settings are for {expected}")]
     OtherChain {
@@ -94,7 +97,7 @@ impl LedgerError {
     pub fn is_retryable(&self) -> bool {
         let is_transport = |error: &alloy::contract::Error| matches!(error, alloy::contract::Error::TransportError(error) if !error.is_error_resp());
         match self {
-            Self::Transport(_) | Self::Unreachable(_) => true,
+            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising => true,
             Self::Contract(error) => is_transport(error),
             _ => false,
         }

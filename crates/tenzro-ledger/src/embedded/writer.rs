@@ -19,7 +19,7 @@ use alloy::consensus::{
 use alloy::eips::eip7685::EMPTY_REQUESTS_HASH;
 use alloy::primitives::{Address, B256, U64};
 use revm::context::result::ExecutionResult;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -212,7 +212,8 @@ impl Writer {
 
     /// All or nothing; an error is the file's.
     fn commit(&mut self, changes: &[Change]) -> rusqlite::Result<Vec<Result<Value, RpcError>>> {
-        let transaction = self.conn.unchecked_transaction()?;
+        // Immediate: SQLite waits for another connection's lock only at the begin.
+        let transaction = Transaction::new_unchecked(&self.conn, TransactionBehavior::Immediate)?;
         let now = self.clock.unix_seconds();
         let mut answers = Vec::with_capacity(changes.len());
         for change in changes {

@@ -26,6 +26,8 @@ use crate::ledger::{Ledger, LedgerError, repeat};
 /// Blocks that are asked for at once; halved when the chain refuses, doubled when it does not.
 const RANGE_FIRST: u64 = 2_000;
 const RANGE_MAX: u64 = 50_000;
+/// How often a chain is read anew that is reorganised while it is read.
+const ATTEMPTS: u32 = 4;
 /// Ranges that have to succeed after a refusal until one is doubled again.
 const CALM: u32 = 16;
 /// Rounds in a row in which the last block may be missing until the chain counts as shorter.
@@ -169,7 +171,13 @@ impl Registry {
         }
         let started = Instant::now();
         let before = cursor.state.last;
-        let result = self.take_in(&mut cursor).await;
+        let mut result = self.take_in(&mut cursor).await;
+        for _ in 1..ATTEMPTS {
+            if !matches!(result, Ok(Round::Reorganised)) {
+                break;
+            }
+            result = self.take_in(&mut cursor).await;
+        }
         let is_current = matches!(result, Ok(Round::Current));
         cursor.is_rebuilding &= !is_current;
         let is_new = cursor.state.last != before && !cursor.is_rebuilding;
@@ -193,7 +201,10 @@ impl Registry {
             // The next start reads more of the chain again: slower, not wrong.
             tracing::warn!(%error, file = %file.display(), "cannot keep the registry view");
         }
-        result.map(|_| ())
+        match result? {
+            Round::Current | Round::Lagging => Ok(()),
+            Round::Reorganised => Err(LedgerError::Reorganising),
+        }
     }
 
     /// Catches up every `period`, until the future is dropped. A chain that does not answer is asked
@@ -278,9 +289,18 @@ impl Registry {
                     Err(error) => tracing::debug!(%error, "an unknown event"),
                 }
             }
-            if block_of(provider, to).await? != Some((hash, time)) {
-                // Reorganised meanwhile: nobody knows which blocks these events are from.
-                return Ok(Round::Lagging);
+            // Reorganised meanwhile, nobody knows which blocks these events are from. Below them, they
+            // do not go on where the last ones ended.
+            let is_whole = block_of(provider, to).await? == Some((hash, time));
+            let goes_on = match cursor.state.last {
+                Some((number, hash)) => {
+                    let found = block_of(provider, number).await?;
+                    found.is_some_and(|(found, _)| found == hash)
+                }
+                None => true,
+            };
+            if !is_whole || !goes_on {
+                return Ok(Round::Reorganised);
             }
             cursor.state.snapshot = snapshot;
             cursor.state.last = Some((to, hash));
@@ -298,8 +318,10 @@ impl Registry {
 enum Round {
     /// All that the chain has is taken in.
     Current,
-    /// What the chain says does not fit together: the next round finds out.
+    /// A block is missing, perhaps on a node that lags behind another: a later round finds out.
     Lagging,
+    /// The chain became another one while it was read.
+    Reorganised,
 }
 
 /// What a refused question for logs means.

@@ -6,6 +6,7 @@ mod filters;
 mod flow;
 mod follow;
 mod money;
+mod queue;
 mod rpc;
 mod scene;
 mod transactions;
