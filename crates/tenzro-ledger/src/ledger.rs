@@ -95,12 +95,10 @@ impl From<alloy::contract::Error> for LedgerError {
 impl LedgerError {
     /// Whether waiting may help.
     pub fn is_retryable(&self) -> bool {
-        let is_transport = |error: &alloy::contract::Error| matches!(error, alloy::contract::Error::TransportError(error) if !error.is_error_resp());
-        match self {
-            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising => true,
-            Self::Contract(error) => is_transport(error),
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising
+        )
     }
 }
 

@@ -15,7 +15,7 @@ use crate::transaction::{Account, SendError, Signed};
 use crate::views::wei;
 
 /// The contract's number for a model provider.
-pub const MODEL_PROVIDER: u8 = 1;
+const MODEL_PROVIDER: u8 = 1;
 
 sol! {
     /// Source: ERC-2612.
