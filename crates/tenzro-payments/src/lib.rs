@@ -12,6 +12,7 @@
 //! Decisions are plain functions on plain values: `channel.rs` for the payee, `budget.rs` and `audit.rs` for
 //! the payer.
 
+pub mod books;
 pub mod channel;
 pub mod escrow;
 pub mod price;

@@ -1,0 +1,428 @@
+//! The payee's books: a SQLite file that says what was promised, delivered and settled.
+//!
+//! ```text
+//! changes ─▶ bounded channel ─▶ all that wait ─▶ one SQLite transaction ─▶ commit (one fsync) ─▶ answers
+//! ```
+//!
+//! Nothing counts before its answer. One thread writes; the more requests are served at once, the more of
+//! their changes share an fsync. Counters only grow, so that changes may arrive in any order.
+//!
+//! Several model servers of one wallet may share a file. A channel belongs to one of them, its owner.
+
+mod schema;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use alloy::primitives::{Address, B256};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use tokio::sync::oneshot;
+
+use crate::channel::{Channel, Status};
+use crate::signature::Signature;
+
+pub use schema::BooksError;
+use schema::{amount, open, read_only, wei_blob, whole};
+
+/// Changes that wait at most: with more, requests are refused.
+const QUEUE: usize = 4_096;
+/// Changes of one transaction.
+const BATCH_MAX: usize = 1_024;
+
+/// One request that was paid for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// As in `x-request-id`; unique in these books.
+    pub request_id: String,
+    /// The channel that paid.
+    pub channel_id: B256,
+    /// Model id.
+    pub model: String,
+    /// When it began, Unix seconds.
+    pub at: u64,
+    /// Tokens of the prompt that were charged.
+    pub input_tokens: u32,
+    /// Tokens of the answers that were charged.
+    pub output_tokens: u32,
+    /// Wei.
+    pub charged: u128,
+    /// Why it ended; empty while it runs.
+    pub finish: String,
+    /// From the request to the first token.
+    pub ttft_ms: u64,
+    /// From the request to its end.
+    pub duration_ms: u64,
+}
+
+/// One thing to write down.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A channel is there, or the ledger has news of it.
+    Channel(Box<Channel>),
+    /// A voucher was checked.
+    Voucher {
+        /// The channel.
+        channel_id: B256,
+        /// Wei.
+        amount: u128,
+        /// By its signer.
+        signature: Signature,
+        /// Whether it came bound to a request.
+        binds_requests: bool,
+    },
+    /// Tokens are about to be delivered, or a request is over.
+    Spent {
+        /// Wei since the channel was opened.
+        spent: u128,
+        /// The request with all that it was charged for.
+        served: Box<Served>,
+    },
+    /// A settlement was mined.
+    Settled {
+        /// The channel.
+        channel_id: B256,
+        /// Wei that it brought.
+        amount: u128,
+        /// The transaction.
+        transaction: B256,
+        /// Unix seconds.
+        at: u64,
+    },
+}
+
+type Answer = oneshot::Sender<Result<(), BooksError>>;
+
+/// See the module header; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Books {
+    changes: Arc<Writer>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    sender: Option<SyncSender<(Change, Answer)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Books {
+    /// Opens or makes the file, and takes over the channels of this owner and of those that are not alive.
+    /// `owner` names this model server among those of the wallet.
+    pub fn open(
+        path: &Path,
+        owner: &str,
+        is_alive: impl Fn(&str) -> bool,
+    ) -> Result<(Self, Vec<Channel>), BooksError> {
+        let mut conn = open(path)?;
+        let channels = adopt(&mut conn, owner, is_alive)?;
+        let (sender, receiver) = sync_channel(QUEUE);
+        let owner = owner.to_owned();
+        let write = move || keep(conn, &owner, &receiver);
+        let thread = std::thread::Builder::new()
+            .name("payment-books".to_owned())
+            .spawn(write)
+            .map_err(|error| BooksError::Io(error.to_string()))?;
+        let changes = Arc::new(Writer {
+            sender: Some(sender),
+            thread: Some(thread),
+        });
+        Ok((Self { changes }, channels))
+    }
+
+    /// Writes a change down; when it is done, the change is on the disk.
+    pub async fn write(&self, change: Change) -> Result<(), BooksError> {
+        let (answer, written) = oneshot::channel();
+        let sender = self.changes.sender.as_ref().ok_or(BooksError::Closed)?;
+        sender
+            .try_send((change, answer))
+            .map_err(|error| match error {
+                TrySendError::Full(_) => BooksError::Busy,
+                TrySendError::Disconnected(_) => BooksError::Closed,
+            })?;
+        written.await.map_err(|_| BooksError::Closed)?
+    }
+}
+
+/// The last handle waits until everything is written.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        drop(self.sender.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The writing thread.
+fn keep(mut conn: Connection, owner: &str, changes: &Receiver<(Change, Answer)>) {
+    while let Ok(first) = changes.recv() {
+        let mut batch = vec![first];
+        batch.extend(changes.try_iter().take(BATCH_MAX - 1));
+        let result = write_all(&mut conn, owner, &batch);
+        if let Err(error) = &result {
+            tracing::error!(%error, changes = batch.len(), "the payment books cannot be written");
+        }
+        for (_, answer) in batch {
+            let _ = answer.send(result.clone());
+        }
+    }
+}
+
+fn write_all(
+    conn: &mut Connection,
+    owner: &str,
+    batch: &[(Change, Answer)],
+) -> Result<(), BooksError> {
+    let transaction = conn.transaction()?;
+    for (change, _) in batch {
+        apply(&transaction, owner, change)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn apply(conn: &Transaction<'_>, owner: &str, change: &Change) -> Result<(), BooksError> {
+    match change {
+        Change::Channel(channel) => {
+            let sql = "INSERT INTO channel (id, owner, payer, signer, deposit, settled, spent, status, binds_requests)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (id) DO UPDATE SET owner = ?2, deposit = ?5, settled = ?6, status = ?8";
+            conn.prepare_cached(sql)?.execute(params![
+                channel.id.as_slice(),
+                owner,
+                channel.payer.as_slice(),
+                channel.signer.as_slice(),
+                wei_blob(channel.deposit),
+                wei_blob(channel.settled),
+                wei_blob(channel.spent),
+                status_number(channel.status),
+                channel.binds_requests,
+            ])?;
+        }
+        Change::Voucher {
+            channel_id,
+            amount,
+            signature,
+            binds_requests,
+        } => {
+            let sql =
+                "INSERT OR IGNORE INTO voucher (channel, amount, signature) VALUES (?1, ?2, ?3)";
+            conn.prepare_cached(sql)?.execute(params![
+                channel_id.as_slice(),
+                wei_blob(*amount),
+                signature.0.as_slice()
+            ])?;
+            if *binds_requests {
+                let sql =
+                    "UPDATE channel SET binds_requests = 1 WHERE id = ?1 AND NOT binds_requests";
+                conn.prepare_cached(sql)?.execute([channel_id.as_slice()])?;
+            }
+        }
+        Change::Spent { spent, served } => {
+            let sql = "UPDATE channel SET spent = max(spent, ?2) WHERE id = ?1";
+            conn.prepare_cached(sql)?
+                .execute(params![served.channel_id.as_slice(), wei_blob(*spent)])?;
+            let sql = "INSERT INTO request (request_id, channel, model, at, input_tokens, output_tokens, charged,
+                                      finish, ttft_ms, duration_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                 ON CONFLICT (request_id) DO UPDATE SET
+                   input_tokens = max(input_tokens, ?5), output_tokens = max(output_tokens, ?6),
+                   charged = max(charged, ?7), finish = ?8, ttft_ms = ?9, duration_ms = ?10";
+            conn.prepare_cached(sql)?.execute(params![
+                served.request_id,
+                served.channel_id.as_slice(),
+                served.model,
+                whole(served.at),
+                served.input_tokens,
+                served.output_tokens,
+                wei_blob(served.charged),
+                served.finish,
+                whole(served.ttft_ms),
+                whole(served.duration_ms),
+            ])?;
+            if !served.finish.is_empty() {
+                forget_vouchers(conn, served.channel_id)?;
+            }
+        }
+        Change::Settled {
+            channel_id,
+            amount,
+            transaction,
+            at,
+        } => {
+            let sql = "INSERT OR IGNORE INTO settlement (tx, channel, amount, at) VALUES (?1, ?2, ?3, ?4)";
+            conn.prepare_cached(sql)?.execute(params![
+                transaction.as_slice(),
+                channel_id.as_slice(),
+                wei_blob(*amount),
+                whole(*at)
+            ])?;
+        }
+    }
+    Ok(())
+}
+
+/// Of the vouchers that are earned only the highest is worth keeping.
+fn forget_vouchers(conn: &Transaction<'_>, channel_id: B256) -> Result<(), BooksError> {
+    let sql = "DELETE FROM voucher WHERE channel = ?1 AND amount < (
+        SELECT max(amount) FROM voucher WHERE channel = ?1 AND amount <= (
+            SELECT spent FROM channel WHERE id = ?1))";
+    conn.prepare_cached(sql)?.execute([channel_id.as_slice()])?;
+    Ok(())
+}
+
+/// Channels of this owner from now on, closed ones left out.
+fn adopt(
+    conn: &mut Connection,
+    owner: &str,
+    is_alive: impl Fn(&str) -> bool,
+) -> Result<Vec<Channel>, BooksError> {
+    let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let owners: Vec<String> = transaction
+        .prepare("SELECT DISTINCT owner FROM channel")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for dead in owners.iter().filter(|one| *one != owner && !is_alive(one)) {
+        transaction.execute(
+            "UPDATE channel SET owner = ?1 WHERE owner = ?2",
+            [owner, dead],
+        )?;
+    }
+    let channels = read_channels(&transaction, Some(owner))?;
+    transaction.commit()?;
+    Ok(channels)
+}
+
+/// Channels that are not closed, of one owner or of all.
+fn read_channels(conn: &Connection, owner: Option<&str>) -> Result<Vec<Channel>, BooksError> {
+    let mut statement = conn.prepare(
+        "SELECT id, payer, signer, deposit, settled, spent, status, binds_requests FROM channel
+         WHERE status < 2 AND (?1 IS NULL OR owner = ?1)",
+    )?;
+    let mut rows = statement.query([owner])?;
+    let mut channels = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id = B256::from(row.get::<_, [u8; 32]>(0)?);
+        let found = crate::escrow::EscrowChannel {
+            payer: Address::from(row.get::<_, [u8; 20]>(1)?),
+            payee: Address::ZERO,
+            signer: Address::from(row.get::<_, [u8; 20]>(2)?),
+            deposit: amount(row, 3)?,
+            settled: amount(row, 4)?,
+            is_closing: row.get::<_, u8>(6)? == status_number(Status::Closing),
+            is_final: false,
+        };
+        let mut channel = Channel::new(id, &found);
+        channel.spent = amount(row, 5)?;
+        channel.binds_requests = row.get(7)?;
+        channels.push(channel);
+    }
+    let mut vouchers =
+        conn.prepare("SELECT amount, signature FROM voucher WHERE channel = ?1 ORDER BY amount")?;
+    let mut restored = Vec::with_capacity(channels.len());
+    for channel in channels {
+        let kept = vouchers.query_map([channel.id.as_slice()], |row| {
+            Ok((amount(row, 0)?, Signature(row.get::<_, [u8; 65]>(1)?)))
+        })?;
+        let kept = kept.collect::<Result<Vec<_>, _>>()?;
+        restored.push(channel.restore(kept));
+    }
+    Ok(restored)
+}
+
+fn status_number(status: Status) -> u8 {
+    match status {
+        Status::Open => 0,
+        Status::Closing => 1,
+        Status::Final => 2,
+    }
+}
+
+/// What a model earned on one day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DayEarnings {
+    /// UTC, `YYYY-MM-DD`.
+    pub day: String,
+    /// Model id.
+    pub model: String,
+    /// Requests that were charged.
+    pub requests: u64,
+    /// Tokens of prompts.
+    pub input_tokens: u64,
+    /// Tokens of answers.
+    pub output_tokens: u64,
+    /// Wei.
+    pub charged: u128,
+}
+
+/// What a provider earned in all.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Earnings {
+    /// Newest day first.
+    pub days: Vec<DayEarnings>,
+    /// Wei that were delivered and are not settled, over all open channels.
+    pub unsettled: u128,
+    /// Wei that settlements brought.
+    pub settled: u128,
+    /// Requests that were charged.
+    pub requests: u64,
+    /// Milliseconds to the first token, over all requests; `None` before the first one.
+    pub ttft_ms_mean: Option<f64>,
+    /// Open channels.
+    pub channels: u64,
+}
+
+/// Reads the earnings from the file, also while a server writes it. Zero where there is no file.
+pub fn earnings(path: &Path) -> Result<Earnings, BooksError> {
+    let Some(conn) = read_only(path)? else {
+        return Ok(Earnings::default());
+    };
+    // Amounts are blobs, which SQLite cannot add up.
+    let mut days: std::collections::BTreeMap<(String, String), DayEarnings> = Default::default();
+    let mut statement = conn.prepare(
+        "SELECT date(at, 'unixepoch'), model, input_tokens, output_tokens, charged FROM request",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let key: (String, String) = (row.get(0)?, row.get(1)?);
+        let day = days.entry(key.clone()).or_insert_with(|| DayEarnings {
+            day: key.0,
+            model: key.1,
+            requests: 0,
+            input_tokens: 0,
+            output_tokens: 0,
+            charged: 0,
+        });
+        day.requests += 1;
+        day.input_tokens += u64::from(row.get::<_, u32>(2)?);
+        day.output_tokens += u64::from(row.get::<_, u32>(3)?);
+        day.charged = day.charged.saturating_add(amount(row, 4)?);
+    }
+    let sum = |sql: &str| -> Result<u128, BooksError> {
+        let mut statement = conn.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut total = 0u128;
+        while let Some(row) = rows.next()? {
+            total = total.saturating_add(amount(row, 0)?);
+        }
+        Ok(total)
+    };
+    let channels = read_channels(&conn, None)?;
+    let mean = "SELECT avg(ttft_ms) FROM request WHERE finish <> ''";
+    Ok(Earnings {
+        requests: days.values().map(|day| day.requests).sum(),
+        days: days.into_values().rev().collect(),
+        unsettled: channels.iter().map(Channel::unsettled).sum(),
+        settled: sum("SELECT amount FROM settlement")?,
+        ttft_ms_mean: conn
+            .query_row(mean, [], |row| row.get(0))
+            .optional()?
+            .flatten(),
+        channels: channels.len() as u64,
+    })
+}
+
+#[cfg(test)]
+#[path = "books/tests.rs"]
+mod tests;
