@@ -1,6 +1,7 @@
-//! Money and registration: the contracts, transactions to them, the chain they run on, wallets, and
-//! a view of the provider registry.
+//! Money and registration: the contracts, transactions to them, the chain they run on, wallets, payment
+//! channels, and a view of the provider registry.
 
+pub mod channels;
 pub mod contracts;
 mod deploy;
 pub mod embedded;
