@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use alloy::primitives::{Address, B256};
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
 use crate::channel::{Channel, Status};
@@ -59,7 +59,7 @@ pub struct Served {
 /// One thing to write down.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// A channel is there, or the ledger has news of it.
+    /// The ledger has news of a channel of this owner.
     Channel(Box<Channel>),
     /// A voucher was checked.
     Voucher {
@@ -92,7 +92,15 @@ pub enum Change {
     },
 }
 
-type Answer = oneshot::Sender<Result<(), BooksError>>;
+/// What the writing thread is asked for.
+#[derive(Debug)]
+enum Request {
+    Write(Change, oneshot::Sender<Result<(), BooksError>>),
+    /// A channel that is not among this owner's: as it is in the books, or, where it is new, as given.
+    Claim(Box<Channel>, oneshot::Sender<Result<Channel, BooksError>>),
+}
+
+type IsAlive = Box<dyn Fn(&str) -> bool + Send>;
 
 /// See the module header; cheap to clone.
 #[derive(Debug, Clone)]
@@ -102,7 +110,7 @@ pub struct Books {
 
 #[derive(Debug)]
 struct Writer {
-    sender: Option<SyncSender<(Change, Answer)>>,
+    sender: Option<SyncSender<Request>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -112,13 +120,16 @@ impl Books {
     pub fn open(
         path: &Path,
         owner: &str,
-        is_alive: impl Fn(&str) -> bool,
+        is_alive: impl Fn(&str) -> bool + Send + 'static,
     ) -> Result<(Self, Vec<Channel>), BooksError> {
-        let mut conn = open(path)?;
-        let channels = adopt(&mut conn, owner, is_alive)?;
+        let mut writer = Keeper {
+            conn: open(path)?,
+            owner: owner.to_owned(),
+            is_alive: Box::new(is_alive),
+        };
+        let channels = writer.adopt()?;
         let (sender, receiver) = sync_channel(QUEUE);
-        let owner = owner.to_owned();
-        let write = move || keep(conn, &owner, &receiver);
+        let write = move || writer.keep(&receiver);
         let thread = std::thread::Builder::new()
             .name("payment-books".to_owned())
             .spawn(write)
@@ -133,14 +144,24 @@ impl Books {
     /// Writes a change down; when it is done, the change is on the disk.
     pub async fn write(&self, change: Change) -> Result<(), BooksError> {
         let (answer, written) = oneshot::channel();
-        let sender = self.changes.sender.as_ref().ok_or(BooksError::Closed)?;
-        sender
-            .try_send((change, answer))
-            .map_err(|error| match error {
-                TrySendError::Full(_) => BooksError::Busy,
-                TrySendError::Disconnected(_) => BooksError::Closed,
-            })?;
+        self.send(Request::Write(change, answer))?;
         written.await.map_err(|_| BooksError::Closed)?
+    }
+
+    /// Makes a channel this owner's; fails where another server has it. Where the books know it, they know
+    /// better.
+    pub async fn claim(&self, channel: Channel) -> Result<Channel, BooksError> {
+        let (answer, claimed) = oneshot::channel();
+        self.send(Request::Claim(Box::new(channel), answer))?;
+        claimed.await.map_err(|_| BooksError::Closed)?
+    }
+
+    fn send(&self, request: Request) -> Result<(), BooksError> {
+        let sender = self.changes.sender.as_ref().ok_or(BooksError::Closed)?;
+        sender.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => BooksError::Busy,
+            TrySendError::Disconnected(_) => BooksError::Closed,
+        })
     }
 }
 
@@ -155,31 +176,89 @@ impl Drop for Writer {
 }
 
 /// The writing thread.
-fn keep(mut conn: Connection, owner: &str, changes: &Receiver<(Change, Answer)>) {
-    while let Ok(first) = changes.recv() {
-        let mut batch = vec![first];
-        batch.extend(changes.try_iter().take(BATCH_MAX - 1));
-        let result = write_all(&mut conn, owner, &batch);
-        if let Err(error) = &result {
-            tracing::error!(%error, changes = batch.len(), "the payment books cannot be written");
+struct Keeper {
+    conn: Connection,
+    owner: String,
+    is_alive: IsAlive,
+}
+
+impl Keeper {
+    fn keep(mut self, requests: &Receiver<Request>) {
+        while let Ok(first) = requests.recv() {
+            let mut changes = Vec::new();
+            let mut claims = Vec::new();
+            for request in std::iter::once(first).chain(requests.try_iter().take(BATCH_MAX - 1)) {
+                match request {
+                    Request::Write(change, answer) => changes.push((change, answer)),
+                    Request::Claim(channel, answer) => claims.push((channel, answer)),
+                }
+            }
+            let result = self.write_all(changes.iter().map(|(change, _)| change));
+            if let Err(error) = &result {
+                tracing::error!(%error, changes = changes.len(), "the payment books cannot be written");
+            }
+            for (_, answer) in changes {
+                let _ = answer.send(result.clone());
+            }
+            for (channel, answer) in claims {
+                let _ = answer.send(self.claim(*channel));
+            }
         }
-        for (_, answer) in batch {
-            let _ = answer.send(result.clone());
+    }
+
+    fn write_all<'a>(
+        &mut self,
+        changes: impl Iterator<Item = &'a Change>,
+    ) -> Result<(), BooksError> {
+        let transaction = self.conn.transaction()?;
+        for change in changes {
+            apply(&transaction, &self.owner, change)?;
         }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn claim(&mut self, channel: Channel) -> Result<Channel, BooksError> {
+        let transaction = begin(&mut self.conn)?;
+        let sql = "SELECT owner FROM channel WHERE id = ?1";
+        let owner: Option<String> = transaction
+            .query_row(sql, [channel.id.as_slice()], |row| row.get(0))
+            .optional()?;
+        if owner.is_some_and(|owner| owner != self.owner && (self.is_alive)(&owner)) {
+            return Err(BooksError::Elsewhere);
+        }
+        let id = channel.id;
+        let change = Change::Channel(Box::new(channel));
+        apply(&transaction, &self.owner, &change)?;
+        let found = read_channels(&transaction, Some(&self.owner))?;
+        let found = found.into_iter().find(|channel| channel.id == id);
+        transaction.commit()?;
+        found.ok_or(BooksError::Elsewhere)
+    }
+
+    /// Channels of this owner from now on, closed ones left out.
+    fn adopt(&mut self) -> Result<Vec<Channel>, BooksError> {
+        let transaction = begin(&mut self.conn)?;
+        let owners: Vec<String> = transaction
+            .prepare("SELECT DISTINCT owner FROM channel")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        let dead = owners
+            .iter()
+            .filter(|one| **one != self.owner && !(self.is_alive)(one));
+        for dead in dead {
+            let sql = "UPDATE channel SET owner = ?1 WHERE owner = ?2";
+            transaction.execute(sql, [&self.owner, dead])?;
+        }
+        let channels = read_channels(&transaction, Some(&self.owner))?;
+        transaction.commit()?;
+        Ok(channels)
     }
 }
 
-fn write_all(
-    conn: &mut Connection,
-    owner: &str,
-    batch: &[(Change, Answer)],
-) -> Result<(), BooksError> {
-    let transaction = conn.transaction()?;
-    for (change, _) in batch {
-        apply(&transaction, owner, change)?;
-    }
-    transaction.commit()?;
-    Ok(())
+/// Takes the right to write at once: what is read is what is changed.
+fn begin(conn: &mut Connection) -> Result<Transaction<'_>, BooksError> {
+    Ok(conn.transaction_with_behavior(TransactionBehavior::Immediate)?)
 }
 
 fn apply(conn: &Transaction<'_>, owner: &str, change: &Change) -> Result<(), BooksError> {
@@ -270,28 +349,6 @@ fn forget_vouchers(conn: &Transaction<'_>, channel_id: B256) -> Result<(), Books
             SELECT spent FROM channel WHERE id = ?1))";
     conn.prepare_cached(sql)?.execute([channel_id.as_slice()])?;
     Ok(())
-}
-
-/// Channels of this owner from now on, closed ones left out.
-fn adopt(
-    conn: &mut Connection,
-    owner: &str,
-    is_alive: impl Fn(&str) -> bool,
-) -> Result<Vec<Channel>, BooksError> {
-    let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    let owners: Vec<String> = transaction
-        .prepare("SELECT DISTINCT owner FROM channel")?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    for dead in owners.iter().filter(|one| *one != owner && !is_alive(one)) {
-        transaction.execute(
-            "UPDATE channel SET owner = ?1 WHERE owner = ?2",
-            [owner, dead],
-        )?;
-    }
-    let channels = read_channels(&transaction, Some(owner))?;
-    transaction.commit()?;
-    Ok(channels)
 }
 
 /// Channels that are not closed, of one owner or of all.

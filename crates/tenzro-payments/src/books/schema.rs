@@ -61,6 +61,9 @@ pub enum BooksError {
     /// Some other program's file, or a newer version's.
     #[error("{0} is no file of payment books of this version")]
     Foreign(String),
+    /// The channel is another model server's.
+    #[error("this channel belongs to another model server of the provider")]
+    Elsewhere,
     /// Too many changes wait.
     #[error("too many payments at once")]
     Busy,
@@ -88,7 +91,7 @@ pub(crate) fn open(path: &Path) -> Result<Connection, BooksError> {
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.set_prepared_statement_cache_capacity(32);
     // Two servers of a wallet may start at the same time.
-    let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let transaction = super::begin(&mut conn)?;
     let number =
         |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     match (number("application_id")?, number("user_version")?) {

@@ -135,11 +135,18 @@ async fn a_channel_belongs_to_one_server_until_that_one_is_gone() {
         .write(Change::Channel(Box::new(channel(1, 500))))
         .await
         .expect("written");
-    let (_second, mine) = Books::open(&path, "b", |owner| owner == "a").expect("beside");
+    let (second, mine) = Books::open(&path, "b", |owner| owner == "a").expect("beside");
     assert_eq!(mine, Vec::new());
-    drop(first);
+    let refused = second.claim(channel(1, 500)).await;
+    assert_eq!(refused, Err(BooksError::Elsewhere));
+    first.write(voucher(1, 70)).await.expect("written");
+    let own = first.claim(channel(1, 600)).await.expect("its own");
+    assert_eq!((own.accepted(), own.deposit), (70, 600));
+    let new = second.claim(channel(2, 10)).await.expect("a new one");
+    assert_eq!(new, channel(2, 10));
+    drop((first, second));
     let (_third, adopted) = Books::open(&path, "c", nobody).expect("after it");
-    assert_eq!(adopted.len(), 1);
+    assert_eq!(adopted.len(), 2);
 }
 
 #[tokio::test]
