@@ -203,6 +203,11 @@ impl Ledger {
         self.chain_id
     }
 
+    /// Height of the newest block.
+    pub async fn head(&self) -> Result<u64, LedgerError> {
+        Ok(self.provider.get_block_number().await?)
+    }
+
     /// Transactions that the account has sent.
     pub async fn nonce(&self, account: Address) -> Result<u64, LedgerError> {
         Ok(self.provider.get_transaction_count(account).await?)

@@ -13,7 +13,7 @@ mod transaction;
 mod views;
 mod wallet;
 
-pub use alloy::primitives::{Address, B256, Bytes};
+pub use alloy::primitives::{Address, B256, Bytes, U256};
 pub use alloy::rpc::types::TransactionReceipt;
 pub use alloy::signers::local::PrivateKeySigner;
 pub use alloy::transports::TransportError;

@@ -83,8 +83,8 @@ pub enum Change {
     Settled {
         /// The channel.
         channel_id: B256,
-        /// Wei that it brought.
-        amount: u128,
+        /// Wei that the channel had brought in all by then.
+        total: u128,
         /// The transaction.
         transaction: B256,
         /// Unix seconds.
@@ -326,15 +326,16 @@ fn apply(conn: &Transaction<'_>, owner: &str, change: &Change) -> Result<(), Boo
         }
         Change::Settled {
             channel_id,
-            amount,
+            total,
             transaction,
             at,
         } => {
-            let sql = "INSERT OR IGNORE INTO settlement (tx, channel, amount, at) VALUES (?1, ?2, ?3, ?4)";
+            let sql =
+                "INSERT OR IGNORE INTO settlement (tx, channel, total, at) VALUES (?1, ?2, ?3, ?4)";
             conn.prepare_cached(sql)?.execute(params![
                 transaction.as_slice(),
                 channel_id.as_slice(),
-                wei_blob(*amount),
+                wei_blob(*total),
                 whole(*at)
             ])?;
         }
@@ -420,7 +421,7 @@ pub struct Earnings {
     pub days: Vec<DayEarnings>,
     /// Wei that were delivered and are not settled, over all open channels.
     pub unsettled: u128,
-    /// Wei that settlements brought.
+    /// Wei that were settled, over all channels.
     pub settled: u128,
     /// Requests that were charged.
     pub requests: u64,
@@ -456,22 +457,19 @@ pub fn earnings(path: &Path) -> Result<Earnings, BooksError> {
         day.output_tokens += u64::from(row.get::<_, u32>(3)?);
         day.charged = day.charged.saturating_add(amount(row, 4)?);
     }
-    let sum = |sql: &str| -> Result<u128, BooksError> {
-        let mut statement = conn.prepare(sql)?;
-        let mut rows = statement.query([])?;
-        let mut total = 0u128;
-        while let Some(row) = rows.next()? {
-            total = total.saturating_add(amount(row, 0)?);
-        }
-        Ok(total)
-    };
+    let mut settled = 0u128;
+    let mut statement = conn.prepare("SELECT settled FROM channel")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        settled = settled.saturating_add(amount(row, 0)?);
+    }
     let channels = read_channels(&conn, None)?;
     let mean = "SELECT avg(ttft_ms) FROM request WHERE finish <> ''";
     Ok(Earnings {
         requests: days.values().map(|day| day.requests).sum(),
         days: days.into_values().rev().collect(),
         unsettled: channels.iter().map(Channel::unsettled).sum(),
-        settled: sum("SELECT amount FROM settlement")?,
+        settled,
         ttft_ms_mean: conn
             .query_row(mean, [], |row| row.get(0))
             .optional()?

@@ -46,7 +46,7 @@ CREATE TABLE request (
 CREATE TABLE settlement (
   tx BLOB NOT NULL,
   channel BLOB NOT NULL,
-  amount BLOB NOT NULL,
+  total BLOB NOT NULL,           -- wei settled of the channel by then
   at INTEGER NOT NULL,
   PRIMARY KEY (tx, channel)
 ) STRICT, WITHOUT ROWID;
