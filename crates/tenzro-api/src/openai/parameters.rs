@@ -118,6 +118,7 @@ impl Checked {
                 stop,
                 ignore_eos: parameters.ignore_eos.unwrap_or(false),
                 logprobs,
+                budget: None,
             },
         })
     }
