@@ -10,14 +10,18 @@
 //!
 //! Nothing below this crate knows an HTTP status; `error.rs` is the only map from errors to it.
 
+mod bill;
+pub mod billing;
 mod connections;
 mod error;
 mod extract;
+mod gate;
 mod health;
 mod inference;
 mod metrics;
 mod node;
 mod openai;
+mod paid_stream;
 mod request_id;
 mod routes;
 mod rpc;

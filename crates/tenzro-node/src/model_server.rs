@@ -282,7 +282,7 @@ impl ModelServer {
             fingerprint: concat!("tenzro-", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: Limits::default(),
         };
-        let server = match Server::bind(config, inference).await {
+        let server = match Server::bind(config, inference, None).await {
             Ok(server) => server,
             Err(source) => {
                 let running = servers.running().map_err(registry)?;

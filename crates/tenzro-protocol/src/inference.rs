@@ -172,6 +172,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the end of the context was reached.
     Length,
+    /// The client stopped paying. Said by the HTTP edge, never by an engine.
+    PaymentRequired,
 }
 
 /// Tokens used by one generation.

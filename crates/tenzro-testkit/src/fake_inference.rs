@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -33,6 +34,8 @@ pub enum Script {
     Refuse(GenerateError),
     /// One piece, then this error.
     Break(GenerateError),
+    /// These pieces, then this error.
+    SayAndBreak(Vec<&'static str>, GenerateError),
 }
 
 /// See the module header.
@@ -40,6 +43,8 @@ pub enum Script {
 pub struct FakeInference {
     script: Script,
     state: ServerState,
+    prompt_size: PromptSize,
+    counted: AtomicUsize,
     dropped: Arc<watch::Sender<usize>>,
     released: Arc<watch::Sender<bool>>,
     requests: watch::Sender<Vec<GenerateRequest>>,
@@ -56,10 +61,30 @@ impl FakeInference {
         Self {
             script,
             state,
+            prompt_size: PromptSize {
+                tokens: PROMPT_TOKENS,
+                is_exact: true,
+            },
+            counted: AtomicUsize::new(0),
             dropped: Arc::new(watch::Sender::new(0)),
             released: Arc::new(watch::Sender::new(false)),
             requests: watch::Sender::default(),
         }
+    }
+
+    /// Knows no more of a prompt than that it has at most so many tokens, until its answer is complete.
+    #[must_use]
+    pub fn guessing(mut self, tokens_max: u32) -> Self {
+        self.prompt_size = PromptSize {
+            tokens: tokens_max,
+            is_exact: false,
+        };
+        self
+    }
+
+    /// How often it was asked for the size of a prompt or of inputs.
+    pub fn counted(&self) -> usize {
+        self.counted.load(Ordering::Relaxed)
     }
 
     /// Requests so far, oldest first.
@@ -158,6 +183,7 @@ impl Inference for FakeInference {
         request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
         let logprobs = request.logprobs;
+        let is_exact = self.prompt_size.is_exact;
         let hold = TokenHold::new(request.budget.clone());
         self.requests.send_modify(|requests| requests.push(request));
         let script = self.script.clone();
@@ -171,6 +197,7 @@ impl Inference for FakeInference {
                 Script::Say(pieces) => (pieces, false, None),
                 Script::SayAndWait(piece) => (vec![piece], true, None),
                 Script::Break(error) => (vec!["half"], false, Some(error)),
+                Script::SayAndBreak(pieces, error) => (pieces, false, Some(error)),
                 Script::Refuse(error) => {
                     guard.over();
                     return Err(error);
@@ -178,7 +205,7 @@ impl Inference for FakeInference {
             };
             let tokens = u32::try_from(pieces.len()).expect("few pieces");
             let started = GenerateEvent::Started(Started {
-                prompt_tokens: PROMPT_TOKENS,
+                prompt_tokens: if is_exact { PROMPT_TOKENS } else { 0 },
                 cached_tokens: 2,
                 queued: Duration::ZERO,
             });
@@ -188,7 +215,7 @@ impl Inference for FakeInference {
                 .map(move |text| (piece(text, logprobs), 1));
             let events = std::iter::once((started, 0)).chain(said);
             let head =
-                futures::stream::unfold((hold, events), async move |(mut hold, mut events)| {
+                futures::stream::unfold((hold, events), move |(mut hold, mut events)| async move {
                     let (event, tokens) = events.next()?;
                     if is_metered {
                         poll_fn(|task| hold.poll_hold(task)).await;
@@ -222,15 +249,13 @@ impl Inference for FakeInference {
         _model: &str,
         _request: &GenerateRequest,
     ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        self.counted.fetch_add(1, Ordering::Relaxed);
         // A full queue, for one, is no fault of the prompt.
         let size = match &self.script {
             Script::Refuse(
                 error @ (GenerateError::ContextLength { .. } | GenerateError::Invalid { .. }),
             ) => Err(error.clone()),
-            _ => Ok(PromptSize {
-                tokens: PROMPT_TOKENS,
-                is_exact: true,
-            }),
+            _ => Ok(self.prompt_size),
         };
         Box::pin(async move { size })
     }
@@ -254,6 +279,7 @@ impl Inference for FakeInference {
         _model: &str,
         _request: &EmbedRequest,
     ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        self.counted.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
             Ok(PromptSize {
                 tokens: INPUT_TOKENS,
