@@ -1,20 +1,13 @@
 //! What nobody can do with a channel, whoever it is and whatever they signed.
 
-use alloy::primitives::{Address, B256, Bytes, Signature, keccak256};
+use alloy::primitives::{Address, B256, Bytes, Signature, U256, keccak256, uint};
 use serde_json::json;
 use tenzro_ledger::channels::{Authorization, ChannelRefusal, OpenRequest, RowOutcome, Settlement};
 use tenzro_ledger::{Account, SendError, TransactionReceipt};
 
-use super::channel_scene::{GRACE_SECONDS, Parties};
+use super::channel_scene::{GRACE_SECONDS, Parties, refusal};
 
 type Sent = Result<TransactionReceipt, SendError>;
-
-fn refusal(result: Sent) -> ChannelRefusal {
-    let error = result.unwrap_err();
-    error
-        .channel_refusal()
-        .unwrap_or_else(|| panic!("{error:?}"))
-}
 
 #[tokio::test]
 async fn m04_a_closed_channel_is_never_opened_again_and_its_vouchers_draw_on_no_other() {
@@ -45,12 +38,13 @@ async fn m04_a_closed_channel_is_never_opened_again_and_its_vouchers_draw_on_no_
     assert_eq!(parties.channel(other).await.unwrap().settled, 0);
 }
 
+/// Of the group of secp256k1. Source: SEC 2, 2.4.1.
+const ORDER: U256 = uint!(0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141_U256);
+
 /// Signatures made of a good one that are none, and garbage.
 fn bad_signatures(good: &[u8]) -> Vec<(String, Bytes)> {
     let signature = Signature::from_raw(good).unwrap();
-    let order = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141";
-    let order = alloy::primitives::U256::from_str_radix(order, 16).unwrap();
-    let twin = Signature::new(signature.r(), order - signature.s(), !signature.v());
+    let twin = Signature::new(signature.r(), ORDER - signature.s(), !signature.v());
     let with_v = |v: u8| [&good[..64], &[v]].concat();
     let mut bad = vec![
         ("high s".to_owned(), twin.as_bytes().to_vec()),

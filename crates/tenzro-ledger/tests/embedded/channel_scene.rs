@@ -2,8 +2,8 @@
 
 use alloy::primitives::{Address, B256, U256, keccak256};
 use serde_json::json;
-use tenzro_ledger::channels::{Channel, ChannelTerms, Escrow, Settlement};
-use tenzro_ledger::{Account, Ledger, Operations};
+use tenzro_ledger::channels::{Channel, ChannelRefusal, ChannelTerms, Escrow, Settlement};
+use tenzro_ledger::{Account, Ledger, Operations, SendError};
 use tenzro_protocol::amount::Wei;
 
 use super::scene::{Scene, TNZO_WEI, developer, wallet};
@@ -110,4 +110,17 @@ impl Parties {
     pub(crate) async fn payer_nonce(&self) -> u64 {
         self.ledger.nonce(self.payer.address()).await.unwrap()
     }
+}
+
+/// Why it was refused, before anything was sent.
+pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, SendError>) -> ChannelRefusal {
+    let error = result.unwrap_err();
+    let refusal = error.channel_refusal();
+    let SendError::Reverted {
+        transaction: None, ..
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    refusal.unwrap()
 }

@@ -52,7 +52,11 @@ fn terms(case: u64) -> ChannelTerms {
     ChannelTerms {
         payee: address(case, "payee"),
         salt: random(case, "salt"),
-        authorized_signer: if case % 4 == 0 { Address::ZERO } else { signer },
+        authorized_signer: if case.is_multiple_of(4) {
+            Address::ZERO
+        } else {
+            signer
+        },
     }
 }
 

@@ -155,6 +155,14 @@ async fn m35_of_a_thousand_channels_none_is_missed_whatever_ranges_a_node_takes(
     assert_eq!(part.unwrap(), expected.cloned().collect::<Vec<_>>());
     let none = channel_events(&scene.ledger, who, head + 1, u64::MAX).await;
     assert_eq!(none.unwrap(), []);
+    // "None" of a node that lags is no answer.
+    let proxy = Proxy::start(scene.anvil.url(), |call| {
+        (call.method == "eth_getBlockByNumber").then_some(Fault::Null)
+    });
+    let ledger = scene.ledger_at(&proxy.await.url).await;
+    let error = channel_events(&ledger, who, first, head).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Lagging), "{error:?}");
+    assert!(error.is_retryable());
 }
 
 /// What happened, without where.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256, keccak256};
+use alloy::primitives::{B256, keccak256};
 use serde_json::json;
 use tenzro_ledger::channels::{
     Change, ChannelEvent, ChannelRefusal, ChannelTerms, Funding, Settlement,

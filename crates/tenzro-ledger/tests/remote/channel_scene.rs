@@ -2,12 +2,11 @@
 
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
-use serde_json::Value;
 use tenzro_ledger::channels::ChannelTerms;
 use tenzro_ledger::contracts::TNZO;
 use tenzro_ledger::{Account, Ledger, Operations};
 
-use super::scene::Scene;
+use super::scene::{Scene, tnzo};
 
 /// With the payer as signer.
 pub(crate) fn terms(payee: Address, salt: u64) -> ChannelTerms {
@@ -37,10 +36,10 @@ pub(crate) async fn allow_all(ledger: &Ledger, account: &Account) {
 
 impl Scene {
     /// A new wallet with so many TNZO and no gas coin.
-    pub(crate) async fn wallet_without_gas(&self, tnzo: u64) -> PrivateKeySigner {
+    pub(crate) async fn wallet_without_gas(&self, count: u64) -> PrivateKeySigner {
         let signer = PrivateKeySigner::random();
         let operations = self.operations(&self.developer);
-        let amount = super::scene::tnzo(tnzo);
+        let amount = tnzo(count);
         let paid = operations.transfer(signer.address(), amount).await;
         paid.expect("paid");
         signer
@@ -49,18 +48,5 @@ impl Scene {
     /// Wei of TNZO.
     pub(crate) async fn wei_of(&self, address: Address) -> u128 {
         self.ledger.balance(address).await.expect("readable").to()
-    }
-
-    /// Waits until so many transactions wait to be mined.
-    pub(crate) async fn until_pending(&self, count: u64) {
-        loop {
-            let status: Value = self.anvil.ask("txpool_status", Value::Array(vec![])).await;
-            let text = status["pending"].as_str().expect("a number");
-            let pending = u64::from_str_radix(text.trim_start_matches("0x"), 16);
-            if pending.expect("a number") == count {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
     }
 }
