@@ -71,9 +71,9 @@ pub enum LedgerError {
     /// It is reorganised again and again while it is read.
     #[error("the chain changes faster than it can be read")]
     Reorganising,
-    /// Who answers does not have the block yet.
-    #[error("the chain's node lags behind: it does not have block {0} yet")]
-    Lagging(u64),
+    /// Who answers does not have the newest blocks.
+    #[error("the chain's node lags behind: it does not have the newest blocks yet")]
+    Lagging,
     /// What became of a transaction cannot be told by its receipt.
     #[error("the receipt of transaction {0} does not tell what it did")]
     Receipt(B256),
@@ -104,7 +104,7 @@ impl LedgerError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising | Self::Lagging(_)
+            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising | Self::Lagging
         )
     }
 }

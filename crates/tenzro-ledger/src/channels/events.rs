@@ -169,7 +169,7 @@ pub async fn channel_events(
         .await?;
     match round {
         Round::Current => Ok(events.found),
-        Round::Lagging => Err(LedgerError::Lagging(to_block)),
+        Round::Lagging => Err(LedgerError::Lagging),
         Round::Reorganised => Err(LedgerError::Reorganising),
     }
 }
@@ -241,5 +241,104 @@ impl Sink for Events {
         self.found.clear();
         self.last = None;
         self.is_anew = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::U256;
+
+    use super::*;
+
+    const ESCROW: Address = Address::repeat_byte(0xee);
+    const PAYER: Address = Address::repeat_byte(1);
+    const PAYEE: Address = Address::repeat_byte(2);
+    const OTHER: Address = Address::repeat_byte(3);
+
+    fn log(address: Address, event: &impl SolEvent, block: u64, log_index: u64) -> Log {
+        Log {
+            inner: alloy::primitives::Log {
+                address,
+                data: event.encode_log_data(),
+            },
+            block_number: Some(block),
+            block_timestamp: Some(1_000 + block),
+            transaction_hash: Some(B256::repeat_byte(block as u8)),
+            log_index: Some(log_index),
+            ..Log::default()
+        }
+    }
+
+    fn requested(payer: Address, payee: Address) -> Contract::CloseRequested {
+        Contract::CloseRequested {
+            channelId: B256::repeat_byte(9),
+            payer,
+            payee,
+            withdrawableAt: U256::from(77),
+        }
+    }
+
+    fn told(payer: Address, payee: Address, block: u64, log_index: u64) -> ChannelEvent {
+        ChannelEvent {
+            id: B256::repeat_byte(9),
+            payer,
+            payee,
+            change: Change::CloseRequested {
+                withdrawable_at: 77,
+            },
+            block,
+            time: 1_000 + block,
+            transaction: B256::repeat_byte(block as u8),
+            log_index,
+        }
+    }
+
+    /// What a node answers that does not filter, and knows no order.
+    fn unfiltered() -> Vec<Log> {
+        let skipped = Contract::SettlementSkipped {
+            channelId: B256::repeat_byte(9),
+            caller: PAYEE,
+            cumulativeAmount: 1,
+            reason: [0; 4].into(),
+        };
+        let mut waiting = log(ESCROW, &requested(PAYER, PAYEE), 6, 0);
+        waiting.block_number = None;
+        let mut cut = log(ESCROW, &requested(PAYER, PAYEE), 6, 1);
+        cut.inner.data.data = cut.inner.data.data.slice(..31);
+        vec![
+            log(ESCROW, &requested(PAYER, OTHER), 5, 11),
+            log(ESCROW, &requested(PAYER, PAYEE), 5, 2),
+            log(OTHER, &requested(PAYER, PAYEE), 5, 3),
+            log(ESCROW, &requested(OTHER, PAYEE), 4, 7),
+            log(ESCROW, &skipped, 4, 8),
+            waiting,
+            cut,
+        ]
+    }
+
+    fn taken(who: Party) -> Vec<ChannelEvent> {
+        let mut events = Events {
+            who,
+            escrow: ESCROW,
+            found: Vec::new(),
+            last: None,
+            is_anew: false,
+        };
+        let last = Block {
+            number: 6,
+            hash: B256::ZERO,
+            time: 1_006,
+        };
+        events.take(unfiltered(), last);
+        assert_eq!(events.last, Some(last));
+        events.found
+    }
+
+    #[test]
+    fn only_events_of_the_party_at_the_contract_are_told_in_their_order() {
+        let of_payer = [told(PAYER, PAYEE, 5, 2), told(PAYER, OTHER, 5, 11)];
+        assert_eq!(taken(Party::Payer(PAYER)), of_payer);
+        let of_payee = [told(OTHER, PAYEE, 4, 7), told(PAYER, PAYEE, 5, 2)];
+        assert_eq!(taken(Party::Payee(PAYEE)), of_payee);
     }
 }
