@@ -30,5 +30,6 @@ mod sse;
 mod state;
 
 pub use inference::{GenerateStream, Inference};
+pub use node::token_hash;
 pub use rpc::{Caller, JsonRpc, LedgerView};
 pub use server::{Limits, NodeServerConfig, Server, ServerConfig};

@@ -161,7 +161,7 @@ impl Server {
                 rpc,
                 limits: config.limits,
                 cors: config.cors,
-                token_hash: node::hash(&config.operator_token),
+                token_hash: node::token_hash(&config.operator_token),
                 stopping: server.stopping.clone(),
                 answers: server.answers.clone(),
             })

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod config;
+mod billing;
 mod directory;
 mod escrow;
 mod health;

@@ -130,7 +130,7 @@ impl Sale {
     }
 
     /// Settles what is earned, for at most `patience`.
-    pub async fn close(self, patience: Duration) -> Result<Round, String> {
+    pub async fn settle(&self, patience: Duration) -> Result<Round, String> {
         let settled = tokio::time::timeout(patience, self.payee.settle_all()).await;
         match settled {
             Ok(Ok(round)) => Ok(round),

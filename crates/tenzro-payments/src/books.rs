@@ -34,7 +34,9 @@ const BATCH_MAX: usize = 1_024;
 /// One request that was paid for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Served {
-    /// As in `x-request-id`; unique in these books.
+    /// Unique in these books.
+    pub key: B256,
+    /// As in `x-request-id`, which clients may choose.
     pub request_id: String,
     /// The channel that paid.
     pub channel_id: B256,
@@ -302,10 +304,10 @@ fn apply(conn: &Transaction<'_>, owner: &str, change: &Change) -> Result<(), Boo
             let sql = "UPDATE channel SET spent = max(spent, ?2) WHERE id = ?1";
             conn.prepare_cached(sql)?
                 .execute(params![served.channel_id.as_slice(), wei_blob(*spent)])?;
-            let sql = "INSERT INTO request (request_id, channel, model, at, input_tokens, output_tokens, charged,
-                                      finish, ttft_ms, duration_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-                 ON CONFLICT (request_id) DO UPDATE SET
+            let sql = "INSERT INTO request (key, request_id, channel, model, at, input_tokens, output_tokens,
+                                      charged, finish, ttft_ms, duration_ms)
+                 VALUES (?11, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                 ON CONFLICT (key) DO UPDATE SET
                    input_tokens = max(input_tokens, ?5), output_tokens = max(output_tokens, ?6),
                    charged = max(charged, ?7), finish = ?8, ttft_ms = ?9, duration_ms = ?10";
             conn.prepare_cached(sql)?.execute(params![
@@ -319,6 +321,7 @@ fn apply(conn: &Transaction<'_>, owner: &str, change: &Change) -> Result<(), Boo
                 served.finish,
                 whole(served.ttft_ms),
                 whole(served.duration_ms),
+                served.key.as_slice(),
             ])?;
             if !served.finish.is_empty() {
                 forget_vouchers(conn, served.channel_id)?;

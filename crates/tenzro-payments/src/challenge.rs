@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use alloy::primitives::hex;
+use alloy::primitives::{B256, hex};
 use jiff::Timestamp;
 use mpp::protocol::core::{Base64UrlJson, ChallengeEcho, PaymentChallenge};
 
@@ -37,14 +37,9 @@ impl std::fmt::Debug for Secret {
 impl Challenges {
     /// `realm` names what is protected: the host of the server.
     pub(crate) fn new(realm: String) -> Self {
-        use rand::TryRng;
-        let mut secret = [0; 32];
-        rand::rngs::SysRng
-            .try_fill_bytes(&mut secret)
-            .expect("the system has random numbers");
         Self {
             realm,
-            secret: Secret(hex::encode(secret)),
+            secret: Secret(hex::encode(random())),
             last: Mutex::new(None),
         }
     }
@@ -99,4 +94,14 @@ impl Challenges {
         }
         challenge.request.decode().map_err(|_| Refusal::Challenge)
     }
+}
+
+/// 256 bits that nobody can guess.
+pub(crate) fn random() -> B256 {
+    use rand::TryRng;
+    let mut bytes = B256::ZERO;
+    rand::rngs::SysRng
+        .try_fill_bytes(&mut bytes.0)
+        .expect("the system has random numbers");
+    bytes
 }

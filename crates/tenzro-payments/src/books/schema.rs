@@ -32,7 +32,8 @@ CREATE TABLE voucher (
   PRIMARY KEY (channel, amount)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE request (
-  request_id TEXT PRIMARY KEY,
+  key BLOB PRIMARY KEY,
+  request_id TEXT NOT NULL,
   channel BLOB NOT NULL,
   model TEXT NOT NULL,
   at INTEGER NOT NULL,

@@ -19,6 +19,7 @@ fn channel(id: u8, deposit: u128) -> Channel {
 
 fn served(channel: u8, request_id: &str, output_tokens: u32) -> Box<Served> {
     Box::new(Served {
+        key: alloy::primitives::keccak256(request_id),
         request_id: request_id.to_owned(),
         channel_id: B256::repeat_byte(channel),
         model: "m".to_owned(),

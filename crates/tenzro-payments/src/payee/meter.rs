@@ -14,6 +14,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use alloy::primitives::B256;
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::TokenBudget;
 use tokio::sync::watch;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use super::{Purse, RUNNING_MAX, unix_seconds};
 use crate::books::{BooksError, Change, Served};
+use crate::challenge::random;
 use crate::price::Tokens;
 use crate::refusal::Refusal;
 use crate::voucher::Usage;
@@ -73,6 +75,8 @@ pub struct Outcome {
 
 /// See the module header. Dropping it gives back what was held.
 pub struct Meter {
+    /// Names the request in the books.
+    key: B256,
     purse: Purse,
     order: Order,
     changed: watch::Receiver<u64>,
@@ -121,6 +125,7 @@ impl Purse {
         }
         order.budget.add(u64::from(first));
         Ok(Meter {
+            key: random(),
             purse: self.clone(),
             changed,
             began: Instant::now(),
@@ -243,12 +248,15 @@ impl Meter {
     }
 
     /// Ends the request. What was held is free again.
-    pub async fn finish(mut self, outcome: Outcome) -> Result<Receipt, BooksError> {
+    pub async fn finish(mut self, outcome: Outcome) -> Receipt {
         let spent = self.release();
-        if self.cost > 0 || self.charged != Tokens::default() {
-            self.write(spent, &outcome.finish).await?;
+        if self.charged != Tokens::default()
+            && let Err(error) = self.write(spent, &outcome.finish).await
+        {
+            // All charges are written down; only how the request ended is not.
+            tracing::warn!(%error, "the end of a request cannot be written down");
         }
-        Ok(self.receipt(&outcome))
+        self.receipt(&outcome)
     }
 
     fn receipt(&self, outcome: &Outcome) -> Receipt {
@@ -288,6 +296,7 @@ impl Meter {
         let channel_id = self.purse.cell.lock().channel.id;
         let duration = self.began.elapsed();
         let served = Served {
+            key: self.key,
             request_id: self.order.request_id.clone(),
             channel_id,
             model: inner.sale.model.id.clone(),

@@ -79,7 +79,7 @@ async fn a_stream_is_paid_window_by_window() {
             assert_eq!(meter.shortage().await, Shortage::Over);
         }
     }
-    let receipt = meter.finish(done("stop")).await.expect("written");
+    let receipt = meter.finish(done("stop")).await;
     let total = 20 * INPUT + 100 * OUTPUT;
     assert_eq!(receipt.spent, Wei(total));
     assert_eq!(receipt.accepted_cumulative, Wei(signed));
@@ -116,7 +116,7 @@ async fn what_was_paid_ahead_stays_the_payers() {
         output: 32,
     };
     assert_eq!(meter.charge(delivered).await, Ok(Charge::Paid));
-    meter.finish(done("length")).await.expect("written");
+    meter.finish(done("length")).await;
     let spent = 10 * INPUT + 32 * OUTPUT;
     // No voucher is earned in full, so none is settled while the channel is open.
     assert_eq!(scene.payee.settle_all().await.expect("done").channels, 0);
@@ -127,7 +127,7 @@ async fn what_was_paid_ahead_stays_the_payers() {
         output: 16,
     };
     assert_eq!(meter.charge(delivered).await, Ok(Charge::Paid));
-    meter.finish(done("length")).await.expect("written");
+    meter.finish(done("length")).await;
     let spent = spent + 10 * INPUT + 16 * OUTPUT;
     // The last voucher is for exactly what was delivered.
     let closed = scene.pay(&scene.payer.close(spent)).await.expect("closed");
@@ -164,7 +164,7 @@ async fn an_answer_in_one_piece_is_covered_before_and_charged_once() {
     };
     assert_eq!(meter.charge(delivered).await, Ok(Charge::Paid));
     assert_eq!(meter.ask(), None);
-    let receipt = meter.finish(done("stop")).await.expect("written");
+    let receipt = meter.finish(done("stop")).await;
     assert_eq!(receipt.spent, Wei(10 * INPUT + 120 * OUTPUT));
     // The rest of what was held is free for the next one.
     let again = purse.start(order(10, 100)).expect("paid for");
@@ -210,8 +210,8 @@ async fn a_channel_is_topped_up_and_several_streams_share_it() {
     }
     let spent = 30 * INPUT + 400 * OUTPUT;
     assert_eq!(purse_a.receipt().spent, Wei(spent));
-    a.finish(done("stop")).await.expect("written");
-    let receipt = b.finish(done("stop")).await.expect("written");
+    a.finish(done("stop")).await;
+    let receipt = b.finish(done("stop")).await;
     assert_eq!(receipt.spent, Wei(spent));
     assert_eq!(
         receipt.usage.expect("a request").charged,

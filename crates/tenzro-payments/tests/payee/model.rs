@@ -168,7 +168,7 @@ async fn take(
                 cached_tokens: 0,
                 finish: "stop".to_owned(),
             };
-            let receipt = one.meter.finish(outcome).await.expect("written");
+            let receipt = one.meter.finish(outcome).await;
             assert_eq!(receipt.spent.0, reference.spent);
             assert_eq!(
                 receipt.usage.expect("a request").output_tokens,
