@@ -12,7 +12,9 @@
 //! Decisions are plain functions on plain values: `channel.rs` for the payee, `budget.rs` and `audit.rs` for
 //! the payer.
 
+pub mod authorization;
 pub mod escrow;
+pub mod payer;
 pub mod price;
 pub mod signature;
 pub mod voucher;
