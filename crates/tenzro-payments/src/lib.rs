@@ -12,11 +12,13 @@
 //! Decisions are plain functions on plain values: `channel.rs` for the payee, `budget.rs` and `audit.rs` for
 //! the payer.
 
+pub mod authorization;
 pub mod books;
 mod challenge;
 pub mod channel;
 pub mod escrow;
 pub mod payee;
+pub mod payer;
 pub mod price;
 pub mod refusal;
 pub mod settlement;

@@ -1,0 +1,463 @@
+//! The payer: which channel pays, how much may be signed, and what was bought.
+//!
+//! ```text
+//! challenge ─ terms.rs ─▶ Terms ─┐
+//! request ─────────────── Order ─┴▶ Payer::prepare ─▶ PaidRequest + Credential   request.rs
+//!                                       │ one call after the other               worker.rs
+//!                                    books.rs ─ decisions: channel.rs, audit.rs, budget.rs
+//!                                       │ before anything is sent
+//!                                    store.rs
+//! ```
+//!
+//! A wallet pays each payee through one channel. Deposits are authorizations that the payee submits; a
+//! channel's id and the authorization follow from what is stored, so that a deposit that was signed before
+//! a crash is sent again and not made twice.
+
+pub mod audit;
+mod books;
+pub mod budget;
+mod channel;
+mod ledger;
+mod request;
+mod store;
+pub mod terms;
+mod worker;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use alloy::primitives::{Address, B256};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+use self::audit::{AnswerShape, Heard, PromptTokens, Recount};
+use self::books::{Books, NewDeposit, Offer, Purchase, Step};
+use self::budget::{DepositRefused, DepositRequest, Limits, Period};
+use self::request::Entry;
+use self::store::{Deposit, Store};
+use self::terms::{Market, Terms, TermsError};
+use self::worker::Worker;
+use crate::authorization::{ChannelParameters, TokenDomain, top_up_nonce};
+use crate::escrow::EscrowError;
+use crate::signature::Signer;
+use crate::wire::Payload;
+
+pub use channel::{Channel, ChannelState};
+pub use ledger::PayerLedger;
+pub use request::{Answer, Credential, PaidRequest, Verdict};
+pub use store::{Evidence, Spending, StoreError};
+
+/// Seconds that a signed deposit can be submitted for.
+const AUTHORIZATION_SECONDS: u64 = 900;
+/// A deposit for so many requests where the payee suggests none.
+const REQUESTS_AHEAD: u128 = 10;
+
+/// Whose money is spent, where, and how much of it.
+#[derive(Clone)]
+pub struct PayerConfig {
+    /// The SQLite file.
+    pub path: PathBuf,
+    /// The escrow and the token.
+    pub market: Market,
+    /// The wallet. It signs vouchers as well.
+    pub signer: Signer,
+    /// What may be spent.
+    pub limits: Limits,
+    /// Unix seconds; see [`unix_now`].
+    pub clock: fn() -> u64,
+}
+
+impl fmt::Debug for PayerConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("PayerConfig");
+        shown
+            .field("path", &self.path)
+            .field("signer", &self.signer);
+        shown.field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// The time of this machine in Unix seconds.
+pub fn unix_now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// Why nothing is paid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PayError {
+    /// The challenge.
+    #[error(transparent)]
+    Terms(#[from] TermsError),
+    /// The owner's limit for a time.
+    #[error("the spending limit of the {period} is reached: {left} wei are left")]
+    Budget {
+        /// Which limit.
+        period: Period,
+        /// Wei.
+        left: u128,
+    },
+    /// The limit of a channel, or the wallet.
+    #[error(transparent)]
+    Deposit(#[from] DepositRefused),
+    /// A deposit is under way, and it is not enough.
+    #[error("a deposit to this provider is still under way; try again in some minutes")]
+    DepositPending,
+    /// The payee does not submit deposits, and there is no channel to it.
+    #[error("there is no channel to the provider, and it does not open any")]
+    NoDeposits,
+    /// More is asked for than was bought.
+    #[error("the provider asks for {required} wei; at most {signed} are due or may be paid ahead")]
+    Overbilled {
+        /// Wei since the channel was opened.
+        required: u128,
+        /// Wei since the channel was opened.
+        signed: u128,
+    },
+    /// The message is for another channel or chain, or a text in it is too long.
+    #[error("the provider's message about a payment makes no sense: {0}")]
+    Message(&'static str),
+    /// Amounts beyond 128 bits.
+    #[error("the prices and limits of this request are too high")]
+    TooMuch,
+    /// No such channel, or it is closed.
+    #[error("there is no open channel of that id")]
+    NoChannel,
+    /// Requests run on the channel.
+    #[error("requests are running on this channel")]
+    Busy,
+    /// The request has ended.
+    #[error("the request has ended")]
+    Ended,
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] EscrowError),
+    /// The file.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No randomness, or no thread.
+    #[error("this machine gives no {0}")]
+    Machine(&'static str),
+    /// The payer was shut down, or its file broke.
+    #[error("the payer has stopped")]
+    Stopped,
+}
+
+/// What is bought.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// [`crate::voucher::request_hash`] of the request that carries the credential.
+    pub request_hash: B256,
+    /// The model's id, for the books.
+    pub model: String,
+    /// Tokens of the prompt.
+    pub prompt: PromptTokens,
+    /// What comes back.
+    pub shape: AnswerShape,
+    /// Counts tokens of the answer, where the caller has the model's tokenizer.
+    pub recount: Option<Recount>,
+}
+
+/// A wallet that pays; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Payer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    worker: Worker,
+    market: Market,
+    token: TokenDomain,
+    signer: Signer,
+    limits: Limits,
+    ledger: Arc<dyn PayerLedger>,
+    clock: fn() -> u64,
+    /// By payee: who has it may make a deposit, until the payee has answered.
+    deposits: Mutex<HashMap<Address, Arc<AsyncMutex<()>>>>,
+}
+
+/// What [`Inner::pay`] came to.
+#[derive(Debug)]
+struct Payment {
+    /// Of a new request.
+    entry: Option<Entry>,
+    channel: B256,
+    amount: u128,
+    is_overbill: bool,
+    deposit: Option<SignedDeposit>,
+}
+
+/// A deposit that goes with a voucher; nobody else makes one to the payee while it is held.
+#[derive(Debug)]
+struct SignedDeposit {
+    deposit: Deposit,
+    _lock: OwnedMutexGuard<()>,
+}
+
+impl Payer {
+    /// Opens the books. Requests that ran when they were closed count as lost.
+    pub fn open(config: PayerConfig, ledger: Arc<dyn PayerLedger>) -> Result<Self, PayError> {
+        let PayerConfig {
+            path,
+            market,
+            signer,
+            limits,
+            clock,
+        } = config;
+        let domain = &market.domain;
+        let store = Store::open(&path, signer.address(), domain.chain_id, domain.escrow)?;
+        let books = Books::open(store, limits, clock())?;
+        let worker = Worker::start(books, clock).map_err(|_| PayError::Machine("thread"))?;
+        let inner = Inner {
+            worker,
+            token: TokenDomain::new(domain.chain_id, market.token),
+            market,
+            signer,
+            limits,
+            ledger,
+            clock,
+            deposits: Mutex::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The escrow and the token, to check challenges against.
+    pub fn market(&self) -> &Market {
+        &self.inner.market
+    }
+
+    /// Holds the books against the ledger: finds channels that they lost, and deposits that came or did
+    /// not. To be called after a start, and now and then.
+    pub async fn recover(&self) -> Result<(), PayError> {
+        let inner = &self.inner;
+        let own = inner.signer.address();
+        let mut ids = inner.ledger.channels_of(own).await?;
+        ids.extend(self.channels().await?.iter().map(|channel| channel.id));
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            inner.reconcile(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Pays for the beginning of a request: through the channel to the payee, which is opened or topped up
+    /// where it has to be. The credential goes with the request; what comes back goes to the
+    /// [`PaidRequest`].
+    pub async fn prepare(
+        &self,
+        terms: Terms,
+        order: Order,
+    ) -> Result<(PaidRequest, Credential), PayError> {
+        PaidRequest::begin(&self.inner, terms, order).await
+    }
+
+    /// Ends a channel: the credential holds a voucher of exactly what is due, for the payee to settle and to
+    /// give the rest back. No request pays through the channel any more.
+    pub async fn close(&self, channel: B256, terms: &Terms) -> Result<Credential, PayError> {
+        let inner = &self.inner;
+        let due = inner.worker.call(move |books| books.close(channel)).await?;
+        let voucher = inner
+            .market
+            .domain
+            .sign_voucher(&inner.signer, channel, due);
+        Ok(Credential::new(
+            inner,
+            terms,
+            &Payload::Close(voucher),
+            None,
+        ))
+    }
+
+    /// All channels, closed ones included.
+    pub async fn channels(&self) -> Result<Vec<Channel>, PayError> {
+        let list = |books: &mut Books| Ok(books.channels().copied().collect());
+        self.inner.worker.call(list).await
+    }
+
+    /// What was bought since a time (Unix seconds), by provider and model.
+    pub async fn spending(&self, since: u64) -> Result<Vec<Spending>, PayError> {
+        let sums = move |books: &mut Books| Ok(books.store.spending(since)?);
+        self.inner.worker.call(sums).await
+    }
+
+    /// The last bills that were too high, the latest first.
+    pub async fn evidence(&self, count: u32) -> Result<Vec<Evidence>, PayError> {
+        let list = move |books: &mut Books| Ok(books.store.evidence(count)?);
+        self.inner.worker.call(list).await
+    }
+
+    /// Closes the file. Requests that still run count as lost at the next start.
+    pub async fn shutdown(self) {
+        self.inner.worker.stop().await;
+    }
+}
+
+impl Inner {
+    /// Decides what to sign for a purchase, with a deposit where one is needed.
+    async fn pay(
+        &self,
+        terms: &Terms,
+        purchase: Purchase,
+        required: Option<u128>,
+        recount: Option<&Recount>,
+    ) -> Result<Payment, PayError> {
+        let mut lock = None;
+        let mut offer = Offer {
+            payee: terms.payee,
+            pricing: terms.pricing,
+            step: terms.voucher_step,
+            purchase,
+            required,
+            deposit: None,
+        };
+        loop {
+            let (asked, clock) = (offer.clone(), self.clock);
+            let (worker, recount) = (self.worker.clone(), recount.cloned());
+            let call = move |books: &mut Books| {
+                let step = books.offer(&asked, clock())?;
+                let entry = match (&step, &asked.purchase) {
+                    (Step::Pay { request, .. }, Purchase::New { shape, .. }) => {
+                        let heard = Heard::new(*shape, recount);
+                        Some(Entry::new(worker, clock, *request, heard))
+                    }
+                    _ => None,
+                };
+                Ok((step, entry))
+            };
+            // Whoever stops waiting here drops the entry, and with it the request.
+            let (step, entry) = self.worker.call(call).await?;
+            match (step, offer.deposit, &lock) {
+                (
+                    Step::Pay {
+                        channel,
+                        amount,
+                        is_overbill,
+                        ..
+                    },
+                    new,
+                    _,
+                ) => {
+                    let new = new.filter(|new| new.deposit.channel == channel);
+                    let deposit = new.zip(lock).map(|(new, lock)| SignedDeposit {
+                        deposit: new.deposit,
+                        _lock: lock,
+                    });
+                    return Ok(Payment {
+                        entry,
+                        channel,
+                        amount,
+                        is_overbill,
+                        deposit,
+                    });
+                }
+                (Step::Deposit { .. }, Some(_), _) => return Err(PayError::DepositPending),
+                // Another request may make the deposit at this moment, and then it is there.
+                (Step::Deposit { .. }, None, None) => lock = Some(self.lock(terms.payee).await),
+                (step, None, Some(_)) => offer.deposit = self.deposit(terms, step).await?,
+            }
+        }
+    }
+
+    async fn lock(&self, payee: Address) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.deposits.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(locks.entry(payee).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    /// A new deposit, or the one that was signed before and may have got lost. None where that one is there
+    /// after all, or will never be.
+    async fn deposit(&self, terms: &Terms, step: Step) -> Result<Option<NewDeposit>, PayError> {
+        let Step::Deposit {
+            channel,
+            needed,
+            pending,
+            budget,
+        } = step
+        else {
+            return Ok(None);
+        };
+        if !terms.takes_authorizations {
+            return Err(PayError::NoDeposits);
+        }
+        let payee = terms.payee;
+        if let Some(deposit) = pending {
+            self.reconcile(deposit.channel).await?;
+            let still =
+                move |books: &mut Books| Ok(books.store.pending_deposit(deposit.channel)?);
+            let still = self.worker.call(still).await?;
+            return Ok(still.map(|deposit| NewDeposit { deposit, payee }));
+        }
+        let held = channel.map_or(0, |channel| channel.deposit);
+        let idle = channel.map_or(0, |channel| channel.deposit.saturating_sub(channel.due));
+        let needed = needed.saturating_sub(held).max(1);
+        let suggested = match terms.suggested_deposit {
+            0 => needed.saturating_mul(REQUESTS_AHEAD),
+            suggested => suggested,
+        };
+        let own = self.signer.address();
+        let balance = self.ledger.balance(own).await?;
+        let promised = |books: &mut Books| Ok(books.store.pending_total()?);
+        let promised = self.worker.call(promised).await?;
+        let request = DepositRequest {
+            needed,
+            suggested,
+            idle,
+            budget,
+            balance: balance.saturating_sub(promised),
+        };
+        let amount = budget::deposit(&self.limits, &request)?;
+        let salt = random()?;
+        let parameters = ChannelParameters {
+            payer: own,
+            payee,
+            token: self.market.token,
+            salt,
+            authorized_signer: Address::ZERO,
+        };
+        let (id, nonce) = match channel {
+            None => (parameters.id(&self.market.domain), parameters.open_nonce()),
+            Some(channel) => (channel.id, top_up_nonce(channel.id, amount, own, salt)),
+        };
+        let deposit = Deposit {
+            nonce,
+            channel: id,
+            is_open: channel.is_none(),
+            salt,
+            amount,
+            valid_before: (self.clock)().saturating_add(AUTHORIZATION_SECONDS),
+        };
+        Ok(Some(NewDeposit { deposit, payee }))
+    }
+
+    /// Takes the ledger's word on a channel.
+    async fn reconcile(&self, id: B256) -> Result<(), PayError> {
+        let found = self.ledger.channel(id).await?;
+        let now = (self.clock)();
+        let own = self.signer.address();
+        let call = move |books: &mut Books| {
+            if let Some(found) = found.filter(|found| found.payer == own && found.signer == own) {
+                books.adopt(id, &found)?;
+            }
+            books.reconcile(id, found.as_ref(), now)
+        };
+        self.worker.call(call).await
+    }
+}
+
+/// 32 bytes that nobody can foresee.
+fn random() -> Result<B256, PayError> {
+    let mut bytes = [0; 32];
+    let filled = SysRng.try_fill_bytes(&mut bytes);
+    filled.map_err(|_| PayError::Machine("randomness"))?;
+    Ok(B256::from(bytes))
+}

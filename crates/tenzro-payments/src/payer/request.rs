@@ -1,0 +1,385 @@
+//! A request that is being paid for: its credentials, what arrived of its answer, and its bill.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alloy::primitives::{Address, B256};
+use mpp::{PaymentCredential, format_authorization};
+
+use super::audit::{Bill, Heard, Overbill};
+use super::books::{Books, Ending, Purchase};
+use super::store::Deposit;
+use super::terms::Terms;
+use super::worker::Worker;
+use super::{Inner, Order, PayError, Payment, SignedDeposit, random};
+use crate::price::Tokens;
+use crate::signature::Signature;
+use crate::voucher::Usage;
+use crate::wire::{
+    Authorization, ChannelState, DepositAction, DepositKind, MergedDeposit, NeedVoucher, Open,
+    OpenDeposit, Payload, Problem, Receipt, UsageReceipt, VoucherUpdate,
+};
+
+/// Longest receipt that is kept, in bytes of JSON.
+const RECEIPT_BYTES_MAX: usize = 8 << 10;
+
+/// A header that pays. Say when the payee took it: a deposit in it counts only then, and until then or until
+/// this is dropped no other deposit is made to the payee.
+#[derive(Debug)]
+#[must_use]
+pub struct Credential {
+    inner: Arc<Inner>,
+    header: String,
+    value: String,
+    deposit: Option<SignedDeposit>,
+}
+
+impl Credential {
+    pub(super) fn new(
+        inner: &Arc<Inner>,
+        terms: &Terms,
+        payload: &Payload,
+        deposit: Option<SignedDeposit>,
+    ) -> Self {
+        let credential = PaymentCredential::new(terms.challenge.to_echo(), payload);
+        // Only types without a JSON form fail, and these have one.
+        let value = format_authorization(&credential).unwrap_or_default();
+        Self {
+            inner: Arc::clone(inner),
+            header: terms.challenge.credential_header().to_owned(),
+            value,
+            deposit,
+        }
+    }
+
+    /// Name of the header: `Authorization`, or another one that the challenge wants.
+    pub fn header(&self) -> &str {
+        &self.header
+    }
+
+    /// Its value. Whoever has it can take what it pays.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// The payee answered with a status that means success.
+    pub async fn accepted(self) -> Result<(), PayError> {
+        let Some(signed) = &self.deposit else {
+            return Ok(());
+        };
+        let Deposit { channel, nonce, .. } = signed.deposit;
+        let accept = move |books: &mut Books| books.accept(channel, nonce);
+        self.inner.worker.call(accept).await
+    }
+}
+
+/// What comes of a payee's wish for a voucher.
+#[derive(Debug)]
+pub struct Answer {
+    /// To be sent on another connection; none where there is nothing more to give.
+    pub credential: Option<Credential>,
+    /// The payee asks for more than it may: the stream should be ended once what is paid has come.
+    pub is_overbill: bool,
+}
+
+/// What comes of a receipt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// What is paid of the bill.
+    pub agreed: Bill,
+    /// The bill, where it was higher.
+    pub overbill: Option<Overbill>,
+    /// Whether the payee signed what it used: else the receipt proves nothing to others.
+    pub is_signed: bool,
+}
+
+/// A request in the books, which ends with this.
+#[derive(Debug)]
+pub(super) struct Entry {
+    worker: Worker,
+    clock: fn() -> u64,
+    id: i64,
+    heard: Mutex<Heard>,
+    /// A credential exists, so that the payee may have served.
+    is_sent: AtomicBool,
+    is_over: AtomicBool,
+}
+
+impl Entry {
+    pub(super) fn new(worker: Worker, clock: fn() -> u64, id: i64, heard: Heard) -> Self {
+        Self {
+            worker,
+            clock,
+            id,
+            heard: Mutex::new(heard),
+            is_sent: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.is_over.load(Ordering::Acquire) {
+            return;
+        }
+        let (id, now) = (self.id, (self.clock)());
+        let heard = lock(&self.heard).most_so_far();
+        match self.is_sent.load(Ordering::Acquire) {
+            true => self.worker.tell(move |books| books.lose(id, heard, now)),
+            false => self.worker.tell(move |books| books.refuse(id, now)),
+        }
+    }
+}
+
+/// A running request. Dropped without a receipt, it counts as lost: what may have been charged for it stays
+/// in doubt until the payee says what it was.
+#[derive(Debug)]
+pub struct PaidRequest {
+    inner: Arc<Inner>,
+    entry: Entry,
+    channel: B256,
+    payee: Address,
+    request_hash: B256,
+    terms: Mutex<Arc<Terms>>,
+}
+
+impl PaidRequest {
+    pub(super) async fn begin(
+        inner: &Arc<Inner>,
+        terms: Terms,
+        order: Order,
+    ) -> Result<(Self, Credential), PayError> {
+        let purchase = Purchase::New {
+            model: order.model,
+            prompt: order.prompt,
+            shape: order.shape,
+        };
+        let recount = order.recount.as_ref();
+        let mut payment = inner.pay(&terms, purchase, None, recount).await?;
+        let request = Self {
+            inner: Arc::clone(inner),
+            entry: payment.entry.take().ok_or(PayError::Ended)?,
+            channel: payment.channel,
+            payee: terms.payee,
+            request_hash: order.request_hash,
+            terms: Mutex::new(Arc::new(terms)),
+        };
+        let credential = request.credential(payment, order.request_hash)?;
+        Ok((request, credential))
+    }
+
+    /// The channel that pays.
+    pub fn channel(&self) -> B256 {
+        self.channel
+    }
+
+    /// The payee refused the credential, with a new challenge where the status is 402: pays what it says it
+    /// needs, if that can be right. Where it shows a voucher of ours that the books have lost, they learn
+    /// it; where it says that the channel is gone, the ledger is asked.
+    pub async fn retry(
+        &self,
+        refused: Credential,
+        terms: Terms,
+        problem: &Problem,
+    ) -> Result<Credential, PayError> {
+        // Its deposit, if it had one, is free to be sent again.
+        drop(refused);
+        self.renew(terms)?;
+        if matches!(problem.status, 409 | 410) {
+            self.inner.reconcile(self.channel).await?;
+        }
+        if let Some(state) = &problem.channel {
+            self.remember(state).await?;
+        }
+        let required = problem.required_cumulative.map(|required| required.0);
+        let payment = self.pay(required).await?;
+        match required {
+            Some(required) if payment.amount < required => Err(PayError::Overbilled {
+                required,
+                signed: payment.amount,
+            }),
+            _ => self.credential(payment, self.request_hash),
+        }
+    }
+
+    /// A newer challenge for the same payee, to be answered from now on. Prices stay as they were.
+    pub fn renew(&self, terms: Terms) -> Result<(), PayError> {
+        if terms.payee != self.payee {
+            return Err(PayError::Message("another payee"));
+        }
+        *lock(&self.terms) = Arc::new(terms);
+        Ok(())
+    }
+
+    /// Text of the answer arrived.
+    pub fn on_text(&self, text: &str) {
+        lock(&self.entry.heard).push(text);
+    }
+
+    /// The payee wants a higher voucher for the stream to go on. Signed is at most what is due, the prompt
+    /// and a window. `request_hash` is that of the request that will carry the credential.
+    pub async fn on_need_voucher(
+        &self,
+        need: &NeedVoucher,
+        request_hash: B256,
+    ) -> Result<Answer, PayError> {
+        if need.channel_id != self.channel {
+            return Err(PayError::Message("another channel"));
+        }
+        let payment = self.pay(Some(need.required_cumulative.0)).await?;
+        let is_overbill = payment.is_overbill;
+        let is_higher = payment.amount > need.accepted_cumulative.0;
+        let credential = is_higher.then(|| self.credential(payment, request_hash));
+        Ok(Answer {
+            credential: credential.transpose()?,
+            is_overbill,
+        })
+    }
+
+    /// The last receipt: the answer is complete, or has ended for a reason that the receipt names.
+    pub async fn on_receipt(&self, receipt: &Receipt) -> Result<Verdict, PayError> {
+        if receipt.channel_id != self.channel {
+            return Err(PayError::Message("a receipt for another channel"));
+        }
+        if receipt.chain_id != self.inner.market.domain.chain_id {
+            return Err(PayError::Message("a receipt for another chain"));
+        }
+        let text = serde_json::to_string(receipt).unwrap_or_default();
+        if text.len() > RECEIPT_BYTES_MAX {
+            return Err(PayError::Message("a receipt of more than 8 KiB"));
+        }
+        let usage = receipt.usage.as_ref();
+        let is_signed = usage.is_some_and(|usage| self.is_signed(receipt, usage));
+        let (id, now) = (self.entry.id, (self.inner.clock)());
+        let heard = lock(&self.entry.heard).most();
+        let bill = usage.map(|usage| Bill {
+            tokens: Tokens {
+                input: usage.input_tokens,
+                output: usage.output_tokens,
+            },
+            charged: usage.charged,
+        });
+        let spent = receipt.spent.0;
+        let finish = move |books: &mut Books| {
+            let ending = Ending {
+                id,
+                heard,
+                bill,
+                spent,
+                receipt: &text,
+            };
+            books.finish(&ending, now)
+        };
+        let (agreed, overbill) = self.inner.worker.call(finish).await?;
+        self.entry.is_over.store(true, Ordering::Release);
+        Ok(Verdict {
+            agreed,
+            overbill,
+            is_signed,
+        })
+    }
+
+    /// The payee answered with an error, and so charged nothing.
+    pub async fn not_served(self) -> Result<(), PayError> {
+        let (id, now) = (self.entry.id, (self.inner.clock)());
+        let refuse = move |books: &mut Books| books.refuse(id, now);
+        self.inner.worker.call(refuse).await?;
+        self.entry.is_over.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn pay(&self, required: Option<u128>) -> Result<Payment, PayError> {
+        let heard = lock(&self.entry.heard).most_so_far();
+        let terms = Arc::clone(&lock(&self.terms));
+        let id = self.entry.id;
+        let purchase = Purchase::Running { id, heard };
+        self.inner.pay(&terms, purchase, required, None).await
+    }
+
+    /// Only a voucher that we signed says how much we signed; what else the payee tells is its own affair.
+    async fn remember(&self, state: &ChannelState) -> Result<(), PayError> {
+        let Some(voucher) = &state.voucher else {
+            return Ok(());
+        };
+        let signer = self.inner.market.domain.voucher_signer(voucher);
+        if voucher.channel_id != self.channel || signer != Ok(self.inner.signer.address()) {
+            return Err(PayError::Message("a voucher that is not ours"));
+        }
+        let (id, amount, spent) = (self.channel, voucher.amount.0, state.spent.0);
+        let remember = move |books: &mut Books| books.remember(id, amount, spent);
+        self.inner.worker.call(remember).await
+    }
+
+    fn is_signed(&self, receipt: &Receipt, usage: &UsageReceipt) -> bool {
+        let signed = Usage {
+            channel_id: receipt.channel_id,
+            request_id: &usage.request_id,
+            model_hash: usage.model_hash.unwrap_or_default(),
+            input_tokens: usage.input_tokens,
+            output_tokens: usage.output_tokens,
+            charged: usage.charged.0,
+            spent: receipt.spent.0,
+            price_version: usage.price_version,
+        };
+        let domain = &self.inner.market.domain;
+        domain.usage_signer(&signed, &usage.signature) == Ok(self.payee)
+    }
+
+    /// Signs what was decided, and what was written before.
+    fn credential(&self, payment: Payment, request_hash: B256) -> Result<Credential, PayError> {
+        let (inner, terms) = (&self.inner, Arc::clone(&lock(&self.terms)));
+        let (domain, signer) = (&inner.market.domain, &inner.signer);
+        let voucher = domain.sign_voucher(signer, payment.channel, payment.amount);
+        let challenge = &terms.challenge.id;
+        let nonce = random()?;
+        let auth = domain.sign_request(signer, payment.channel, challenge, request_hash, nonce);
+        let signed = payment.deposit.as_ref().map(|signed| signed.deposit);
+        let payload = match signed.map(|deposit| (deposit, self.authorize(&deposit))) {
+            Some((deposit, (authorization, signature))) if deposit.is_open => {
+                Payload::Open(Box::new(Open {
+                    channel_id: payment.channel,
+                    deposit: OpenDeposit::Authorization {
+                        authorization,
+                        signature,
+                        voucher_signature: voucher.signature,
+                    },
+                    cumulative_amount: voucher.amount,
+                    authorized_signer: None,
+                    salt: deposit.salt,
+                    request_auth: Some(auth),
+                }))
+            }
+            merged => Payload::Voucher(Box::new(VoucherUpdate {
+                voucher,
+                deposit: merged.map(|(deposit, (authorization, signature))| MergedDeposit {
+                    action: DepositAction::TopUp,
+                    kind: DepositKind::Authorization,
+                    authorization,
+                    signature,
+                    salt: deposit.salt,
+                    authorized_signer: None,
+                }),
+                request_auth: Some(auth),
+            })),
+        };
+        self.entry.is_sent.store(true, Ordering::Release);
+        Ok(Credential::new(inner, &terms, &payload, payment.deposit))
+    }
+
+    fn authorize(&self, deposit: &Deposit) -> (Authorization, Signature) {
+        let Deposit {
+            amount,
+            valid_before,
+            nonce,
+            ..
+        } = *deposit;
+        let escrow = self.inner.market.domain.escrow;
+        let token = &self.inner.token;
+        token.sign(&self.inner.signer, escrow, amount, valid_before, nonce)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

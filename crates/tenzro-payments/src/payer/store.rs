@@ -1,0 +1,530 @@
+//! The payer's SQLite file: what it signed, what it owes, and what it bought.
+//!
+//! WAL with an fsync at each commit: a voucher or a deposit is in the file before anybody else sees it, so
+//! that no crash makes the payer sign twice for the same or lose a deposit. One process has the file.
+
+use std::path::{Path, PathBuf};
+
+use alloy::primitives::{Address, B256};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+
+use super::budget::Spend;
+use super::channel::{Channel, ChannelState};
+use crate::price::Tokens;
+
+/// "TNZP": says that a SQLite file is one of these.
+const APPLICATION_ID: i32 = 0x544E_5A50;
+/// Bumped when the tables change their meaning.
+const VERSION: i32 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE channel (
+  id BLOB PRIMARY KEY,
+  chain INTEGER NOT NULL,
+  escrow BLOB NOT NULL,
+  payer BLOB NOT NULL,         -- also signs its vouchers
+  payee BLOB NOT NULL,
+  salt BLOB,
+  deposit BLOB NOT NULL,       -- amounts: 16 bytes, big-endian
+  signed BLOB NOT NULL,
+  due BLOB NOT NULL,
+  doubt BLOB NOT NULL,
+  state TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE deposit (
+  nonce BLOB PRIMARY KEY,      -- of the authorization
+  channel BLOB NOT NULL,
+  is_open INTEGER NOT NULL,    -- opens the channel, or adds to it
+  salt BLOB NOT NULL,
+  amount BLOB NOT NULL,
+  valid_before INTEGER NOT NULL,
+  state TEXT NOT NULL          -- pending, done, dead
+) STRICT, WITHOUT ROWID;
+CREATE INDEX deposit_by_channel ON deposit (channel, state);
+CREATE TABLE request (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at INTEGER NOT NULL,
+  channel BLOB NOT NULL,
+  payee BLOB NOT NULL,
+  model TEXT NOT NULL,
+  state TEXT NOT NULL,         -- running, done, lost, settled (lost, and known since), refused
+  input INTEGER NOT NULL,
+  output INTEGER NOT NULL,
+  charged BLOB NOT NULL,
+  receipt TEXT,                -- JSON, as the provider sent it
+  overbill TEXT                -- JSON, what was asked and what was the most
+) STRICT;
+CREATE INDEX request_by_time ON request (at);
+CREATE INDEX request_by_channel ON request (channel, state);
+";
+
+/// Why the file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another process, or another payer of this one, has it open.
+    #[error("{} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// Not such a file, or one of another version.
+    #[error("{} is no file of payments of this version", .0.display())]
+    Foreign(PathBuf),
+    /// The disk, or the file's content.
+    #[error("the payer's books cannot be read or written: {0}")]
+    Sqlite(String),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error.to_string())
+    }
+}
+
+/// A signed deposit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Deposit {
+    pub(super) nonce: B256,
+    pub(super) channel: B256,
+    pub(super) is_open: bool,
+    pub(super) salt: B256,
+    pub(super) amount: u128,
+    /// Unix seconds.
+    pub(super) valid_before: u64,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RequestState {
+    Running,
+    Done,
+    Lost,
+    Settled,
+    Refused,
+}
+
+impl RequestState {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Lost => "lost",
+            Self::Settled => "settled",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// How a request ended, for its row.
+#[derive(Debug)]
+pub(super) struct Outcome<'a> {
+    pub(super) state: RequestState,
+    pub(super) tokens: Tokens,
+    pub(super) charged: u128,
+    pub(super) receipt: Option<&'a str>,
+    pub(super) overbill: Option<&'a str>,
+}
+
+/// A bill that was too high, with its evidence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// Unix seconds.
+    pub at: u64,
+    /// Who asked.
+    pub payee: Address,
+    /// For which model.
+    pub model: String,
+    /// JSON of [`super::audit::Overbill`].
+    pub overbill: String,
+    /// JSON of the receipt, where there was one.
+    pub receipt: Option<String>,
+}
+
+/// What was spent on one model of one provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spending {
+    /// Who was paid.
+    pub payee: Address,
+    /// For which model.
+    pub model: String,
+    /// Requests that were answered, fully or in part.
+    pub requests: u64,
+    /// Tokens of the prompts.
+    pub input_tokens: u64,
+    /// Tokens of the answers.
+    pub output_tokens: u64,
+    /// Wei, with what may have been charged for requests whose end was not seen.
+    pub charged: u128,
+    /// Requests whose bill was too high.
+    pub overbills: u64,
+}
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Store {
+    conn: Connection,
+    payer: Address,
+    chain: i64,
+    escrow: Address,
+}
+
+impl Store {
+    /// Opens or makes the file; what it shows is that payer's at that escrow.
+    pub(super) fn open(
+        path: &Path,
+        payer: Address,
+        chain_id: u64,
+        escrow: Address,
+    ) -> Result<Self, StoreError> {
+        let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) => StoreError::InUse(path.to_owned()),
+            Some(ErrorCode::NotADatabase) => StoreError::Foreign(path.to_owned()),
+            _ => error.into(),
+        };
+        let conn = Connection::open(path)?;
+        conn.pragma_update(None, "locking_mode", "EXCLUSIVE")
+            .and_then(|()| conn.pragma_update(None, "journal_mode", "WAL"))
+            .and_then(|()| conn.pragma_update(None, "synchronous", "FULL"))
+            // Takes the lock for good, since the locking mode is exclusive.
+            .and_then(|()| conn.execute_batch("BEGIN EXCLUSIVE; COMMIT"))
+            .map_err(failed)?;
+        let read = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+        let tables: i64 =
+            conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        match (read("application_id")?, read("user_version")?) {
+            (APPLICATION_ID, VERSION) => {}
+            (0, 0) if tables == 0 => {
+                let made = conn.unchecked_transaction()?;
+                made.execute_batch(SCHEMA)?;
+                made.pragma_update(None, "application_id", APPLICATION_ID)?;
+                made.pragma_update(None, "user_version", VERSION)?;
+                made.commit()?;
+            }
+            _ => return Err(StoreError::Foreign(path.to_owned())),
+        }
+        let chain = i64::try_from(chain_id).unwrap_or(i64::MAX);
+        Ok(Self {
+            conn,
+            payer,
+            chain,
+            escrow,
+        })
+    }
+
+    pub(super) fn begin(&self) -> Result<(), StoreError> {
+        Ok(self.conn.execute_batch("BEGIN")?)
+    }
+
+    pub(super) fn commit(&self) -> Result<(), StoreError> {
+        Ok(self.conn.execute_batch("COMMIT")?)
+    }
+
+    /// Begins a part of the transaction.
+    pub(super) fn mark(&self) -> Result<(), StoreError> {
+        Ok(self.conn.execute_batch("SAVEPOINT part")?)
+    }
+
+    /// Ends it, and undoes what it wrote unless it is kept.
+    pub(super) fn end_mark(&self, is_kept: bool) -> Result<(), StoreError> {
+        let end = match is_kept {
+            true => "RELEASE part",
+            false => "ROLLBACK TO part; RELEASE part",
+        };
+        Ok(self.conn.execute_batch(end)?)
+    }
+
+    /// Also where SQLite has rolled back by itself.
+    pub(super) fn roll_back(&self) -> Result<(), StoreError> {
+        if self.conn.is_autocommit() {
+            return Ok(());
+        }
+        Ok(self.conn.execute_batch("ROLLBACK")?)
+    }
+
+    pub(super) fn channels(&self) -> Result<Vec<Channel>, StoreError> {
+        let mut query = self.conn.prepare_cached(
+            "SELECT id, payee, salt, deposit, signed, due, doubt, state FROM channel
+             WHERE payer = ?1 AND chain = ?2 AND escrow = ?3",
+        )?;
+        let owner = params![self.payer.as_slice(), self.chain, self.escrow.as_slice()];
+        let rows = query.query_map(owner, channel_row)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    pub(super) fn put_channel(&self, channel: &Channel) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO channel
+                   (id, chain, escrow, payer, payee, salt, deposit, signed, due, doubt, state)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                 ON CONFLICT (id) DO UPDATE SET deposit = excluded.deposit, signed = excluded.signed,
+                   due = excluded.due, doubt = excluded.doubt, state = excluded.state",
+            )?
+            .execute(params![
+                channel.id.as_slice(),
+                self.chain,
+                self.escrow.as_slice(),
+                self.payer.as_slice(),
+                channel.payee.as_slice(),
+                channel.salt.as_ref().map(B256::as_slice),
+                channel.deposit.to_be_bytes(),
+                channel.signed.to_be_bytes(),
+                channel.due.to_be_bytes(),
+                channel.doubt.to_be_bytes(),
+                state_text(channel.state),
+            ])?;
+        Ok(())
+    }
+
+    /// The deposit of a channel that is signed and not known to be there.
+    pub(super) fn pending_deposit(&self, channel: B256) -> Result<Option<Deposit>, StoreError> {
+        let found = self
+            .conn
+            .prepare_cached(
+                "SELECT nonce, channel, is_open, salt, amount, valid_before FROM deposit
+                 WHERE channel = ?1 AND state = 'pending'",
+            )?
+            .query_row([channel.as_slice()], deposit_row)
+            .optional()?;
+        Ok(found)
+    }
+
+    /// Wei of all deposits that are signed and not known to be there.
+    pub(super) fn pending_total(&self) -> Result<u128, StoreError> {
+        let mut query = self.conn.prepare_cached(
+            "SELECT amount FROM deposit JOIN channel ON channel.id = deposit.channel
+             WHERE deposit.state = 'pending' AND channel.payer = ?1",
+        )?;
+        let amounts = query.query_map([self.payer.as_slice()], |row| amount(row, 0))?;
+        let mut total = 0u128;
+        for amount in amounts {
+            total = total.saturating_add(amount?);
+        }
+        Ok(total)
+    }
+
+    pub(super) fn put_deposit(&self, deposit: &Deposit) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO deposit (nonce, channel, is_open, salt, amount, valid_before, state)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending') ON CONFLICT (nonce) DO NOTHING",
+            )?
+            .execute(params![
+                deposit.nonce.as_slice(),
+                deposit.channel.as_slice(),
+                deposit.is_open,
+                deposit.salt.as_slice(),
+                deposit.amount.to_be_bytes(),
+                seconds(deposit.valid_before),
+            ])?;
+        Ok(())
+    }
+
+    /// `false` where it was not pending.
+    pub(super) fn end_deposit(&self, nonce: B256, is_there: bool) -> Result<bool, StoreError> {
+        let state = if is_there { "done" } else { "dead" };
+        let changed = self
+            .conn
+            .prepare_cached("UPDATE deposit SET state = ?2 WHERE nonce = ?1 AND state = 'pending'")?
+            .execute(params![nonce.as_slice(), state])?;
+        Ok(changed == 1)
+    }
+
+    /// The latest time until which a deposit of a channel that was reported done could be submitted.
+    pub(super) fn last_deposit(&self, channel: B256) -> Result<u64, StoreError> {
+        let last: Option<i64> = self
+            .conn
+            .prepare_cached(
+                "SELECT max(valid_before) FROM deposit WHERE channel = ?1 AND state = 'done'",
+            )?
+            .query_row([channel.as_slice()], |row| row.get(0))?;
+        Ok(last.map_or(0, i64::cast_unsigned))
+    }
+
+    pub(super) fn begin_request(
+        &self,
+        at: u64,
+        channel: &Channel,
+        model: &str,
+    ) -> Result<i64, StoreError> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO request (at, channel, payee, model, state, input, output, charged)
+                 VALUES (?1, ?2, ?3, ?4, 'running', 0, 0, ?5)",
+            )?
+            .execute(params![
+                seconds(at),
+                channel.id.as_slice(),
+                channel.payee.as_slice(),
+                model,
+                0u128.to_be_bytes(),
+            ])?;
+        Ok(self.conn.last_insert_rowid())
+    }
+
+    /// Evidence that is there stays where the outcome has none.
+    pub(super) fn end_request(&self, id: i64, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached(
+                "UPDATE request SET state = ?2, input = ?3, output = ?4, charged = ?5,
+                   receipt = coalesce(?6, receipt), overbill = coalesce(?7, overbill)
+                 WHERE id = ?1",
+            )?
+            .execute(params![
+                id,
+                outcome.state.text(),
+                outcome.tokens.input,
+                outcome.tokens.output,
+                outcome.charged.to_be_bytes(),
+                outcome.receipt,
+                outcome.overbill,
+            ])?;
+        Ok(())
+    }
+
+    pub(super) fn put_evidence(&self, id: i64, overbill: &str) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached("UPDATE request SET overbill = ?2 WHERE id = ?1")?
+            .execute(params![id, overbill])?;
+        Ok(())
+    }
+
+    /// Requests of a channel in a state, oldest first, with what they were charged.
+    pub(super) fn requests(
+        &self,
+        channel: B256,
+        state: RequestState,
+    ) -> Result<Vec<(i64, u128)>, StoreError> {
+        let mut query = self.conn.prepare_cached(
+            "SELECT id, charged FROM request WHERE channel = ?1 AND state = ?2 ORDER BY id",
+        )?;
+        let rows = query.query_map(params![channel.as_slice(), state.text()], |row| {
+            Ok((row.get(0)?, amount(row, 1)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Changes what a request was charged.
+    pub(super) fn recharge(
+        &self,
+        id: i64,
+        state: RequestState,
+        charged: u128,
+    ) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached("UPDATE request SET state = ?2, charged = ?3 WHERE id = ?1")?
+            .execute(params![id, state.text(), charged.to_be_bytes()])?;
+        Ok(())
+    }
+
+    /// What was spent since a time (Unix seconds).
+    pub(super) fn spends(&self, since: u64) -> Result<Vec<Spend>, StoreError> {
+        let mut query = self
+            .conn
+            .prepare_cached("SELECT at, charged FROM request WHERE at >= ?1")?;
+        let rows = query.query_map([seconds(since)], |row| {
+            Ok(Spend {
+                at: row.get::<_, i64>(0)?.cast_unsigned(),
+                amount: amount(row, 1)?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// What was bought since a time (Unix seconds), by provider and model.
+    pub(super) fn spending(&self, since: u64) -> Result<Vec<Spending>, StoreError> {
+        let mut query = self.conn.prepare_cached(
+            "SELECT payee, model, input, output, charged, overbill IS NOT NULL FROM request
+             WHERE at >= ?1 AND state NOT IN ('running', 'refused') ORDER BY payee, model",
+        )?;
+        let mut rows = query.query([seconds(since)])?;
+        let mut sums: Vec<Spending> = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (payee, model): (Address, String) =
+                (row.get::<_, [u8; 20]>(0)?.into(), row.get(1)?);
+            let is_same = |last: &Spending| last.payee == payee && last.model == model;
+            if !sums.last().is_some_and(is_same) {
+                sums.push(Spending {
+                    payee,
+                    model,
+                    requests: 0,
+                    input_tokens: 0,
+                    output_tokens: 0,
+                    charged: 0,
+                    overbills: 0,
+                });
+            }
+            if let Some(sum) = sums.last_mut() {
+                sum.requests += 1;
+                sum.input_tokens += u64::from(row.get::<_, u32>(2)?);
+                sum.output_tokens += u64::from(row.get::<_, u32>(3)?);
+                sum.charged = sum.charged.saturating_add(amount(row, 4)?);
+                sum.overbills += u64::from(row.get::<_, u32>(5)?);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// The last `count` bills that were too high, the latest first.
+    pub(super) fn evidence(&self, count: u32) -> Result<Vec<Evidence>, StoreError> {
+        let mut query = self.conn.prepare_cached(
+            "SELECT at, payee, model, overbill, receipt FROM request
+             WHERE overbill IS NOT NULL ORDER BY id DESC LIMIT ?1",
+        )?;
+        let rows = query.query_map([count], |row| {
+            Ok(Evidence {
+                at: row.get::<_, i64>(0)?.cast_unsigned(),
+                payee: row.get::<_, [u8; 20]>(1)?.into(),
+                model: row.get(2)?,
+                overbill: row.get(3)?,
+                receipt: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+const STATES: [(ChannelState, &str); 4] = [
+    (ChannelState::Opening, "opening"),
+    (ChannelState::Open, "open"),
+    (ChannelState::Closing, "closing"),
+    (ChannelState::Closed, "closed"),
+];
+
+fn state_text(state: ChannelState) -> &'static str {
+    let found = STATES.iter().find(|(one, _)| *one == state);
+    found.map_or("closed", |(_, text)| text)
+}
+
+fn channel_row(row: &Row<'_>) -> rusqlite::Result<Channel> {
+    let text: String = row.get(7)?;
+    let state = STATES.iter().find(|(_, one)| *one == text);
+    let (state, _) = state.ok_or(rusqlite::Error::InvalidQuery)?;
+    Ok(Channel {
+        id: row.get::<_, [u8; 32]>(0)?.into(),
+        payee: row.get::<_, [u8; 20]>(1)?.into(),
+        salt: row.get::<_, Option<[u8; 32]>>(2)?.map(B256::from),
+        deposit: amount(row, 3)?,
+        signed: amount(row, 4)?,
+        due: amount(row, 5)?,
+        doubt: amount(row, 6)?,
+        state: *state,
+    })
+}
+
+fn deposit_row(row: &Row<'_>) -> rusqlite::Result<Deposit> {
+    Ok(Deposit {
+        nonce: row.get::<_, [u8; 32]>(0)?.into(),
+        channel: row.get::<_, [u8; 32]>(1)?.into(),
+        is_open: row.get(2)?,
+        salt: row.get::<_, [u8; 32]>(3)?.into(),
+        amount: amount(row, 4)?,
+        valid_before: row.get::<_, i64>(5)?.cast_unsigned(),
+    })
+}
+
+fn amount(row: &Row<'_>, column: usize) -> rusqlite::Result<u128> {
+    Ok(u128::from_be_bytes(row.get(column)?))
+}
+
+/// SQLite's integers are signed; times stay far below the difference.
+fn seconds(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
+}
