@@ -194,6 +194,7 @@ impl Observer {
                     prompt_tokens,
                     completion_tokens,
                     cached_tokens,
+                    cost: _,
                 } = finished.usage;
                 metrics.prompt_tokens.inc_by(prompt_tokens.into());
                 metrics.completion_tokens.inc_by(completion_tokens.into());

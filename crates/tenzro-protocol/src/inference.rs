@@ -14,6 +14,8 @@ mod token_budget;
 
 use std::time::Duration;
 
+use crate::amount::Wei;
+
 pub use token_budget::{TokenBudget, TokenHold};
 
 /// What an engine is asked to continue.
@@ -185,6 +187,8 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Prompt tokens that were found in the prefix cache.
     pub cached_tokens: u32,
+    /// What it cost, by the payer's own count, where another provider was paid for it.
+    pub cost: Option<Wei>,
 }
 
 /// Texts or token sequences to embed.

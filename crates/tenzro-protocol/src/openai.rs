@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::amount::Wei;
 use crate::inference;
 
 /// `stop`: one string or several.
@@ -143,6 +144,9 @@ pub struct Usage {
     /// Parts of the completion tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_tokens_details: Option<CompletionTokensDetails>,
+    /// Wei of TNZO that were paid for it; not OpenAI's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Wei>,
 }
 
 /// Parts of the prompt tokens.
@@ -173,6 +177,14 @@ pub struct CompletionTokensDetails {
     pub rejected_prediction_tokens: u32,
 }
 
+/// `None` where nothing was paid for either.
+fn add_costs(one: Option<Wei>, other: Option<Wei>) -> Option<Wei> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(Wei(one.0.saturating_add(other.0))),
+        (one, other) => one.or(other),
+    }
+}
+
 impl Usage {
     /// Of several answers to one prompt: the prompt is counted once.
     pub fn of_choices(choices: &[inference::Usage]) -> Self {
@@ -187,6 +199,7 @@ impl Usage {
                 audio_tokens: 0,
             }),
             completion_tokens_details: Some(CompletionTokensDetails::default()),
+            cost: choices.iter().map(|usage| usage.cost).fold(None, add_costs),
         }
     }
 
@@ -201,6 +214,7 @@ impl Usage {
             total.prompt_tokens += part.prompt_tokens;
             total.completion_tokens += part.completion_tokens;
             total.total_tokens += part.total_tokens;
+            total.cost = add_costs(total.cost, part.cost);
             if let (Some(details), Some(part)) =
                 (&mut total.prompt_tokens_details, part.prompt_tokens_details)
             {
