@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{B256, keccak256};
+use alloy::primitives::{Address, B256, keccak256};
 use serde_json::json;
 use tenzro_ledger::channels::{
     Change, ChannelEvent, ChannelRefusal, ChannelTerms, Funding, Settlement,
@@ -22,6 +22,7 @@ use super::vouchers::voucher;
 type Sent = Result<TransactionReceipt, SendError>;
 
 const SEND: &str = "eth_sendRawTransaction";
+const BLOCK: &str = "eth_getBlockByNumber";
 /// Below the second after which the same bytes are sent again.
 const IMPATIENCE: Duration = Duration::from_millis(800);
 
@@ -282,4 +283,29 @@ async fn what_a_transaction_put_into_channels_is_told_exactly() {
     assert_eq!(gone, Funding::NotMined);
     let on_top = nothing.block_number.unwrap() - opened.block_number.unwrap();
     assert_eq!(ledger.funding(hash).await.unwrap(), expected(on_top));
+}
+
+#[tokio::test]
+async fn a_receipt_of_a_block_that_the_chain_took_back_is_none() {
+    let scene = Scene::new(&[]).await;
+    let payer = scene.wallet(10).await;
+    let operations = scene.operations(&payer);
+    let terms = terms(Address::repeat_byte(1), 1);
+    let opened = operations.open_channel(&terms, 1_000).await.unwrap();
+    // The block is asked for after the receipt.
+    let until = Arc::new(Notify::new());
+    let proxy = Proxy::start(scene.anvil.url(), {
+        let until = Arc::clone(&until);
+        move |call| (call.method == BLOCK).then(|| Fault::Hold(Arc::clone(&until)))
+    });
+    let proxy = proxy.await;
+    let ledger = scene.ledger_at(&proxy.url).await;
+    let (funding, ()) = tokio::join!(ledger.funding(opened.transaction_hash), async {
+        while proxy.calls(BLOCK).is_empty() {
+            yield_now().await;
+        }
+        scene.anvil.ask("anvil_reorg", json!([1, []])).await;
+        until.notify_one();
+    });
+    assert_eq!(funding.unwrap(), Funding::NotMined);
 }
