@@ -85,18 +85,19 @@ async fn m22_an_unpaid_request_is_answered_without_its_body() {
             let mut wire = Wire::open(&setup).await;
             wire.send(&head(path, more)).await;
             let (head, body) = wire.receive().await;
-            assert_eq!(
-                steady(&head),
-                [
-                    "HTTP/1.1 402 Payment Required",
-                    "content-type: application/problem+json",
-                    "www-authenticate: Payment id=\"1\", method=\"evm\"",
-                    "cache-control: no-store",
-                    "vary: authorization, payment-authorization",
-                    "content-length: 261",
-                ],
-                "{path} {more}"
-            );
+            let mut expected = vec![
+                "HTTP/1.1 402 Payment Required",
+                "content-type: application/problem+json",
+                "www-authenticate: Payment id=\"1\", method=\"evm\"",
+                "cache-control: no-store",
+                "vary: authorization, payment-authorization",
+                "content-length: 261",
+            ];
+            // Who will not get rid of the body has to come again.
+            if more.contains("104857600") || more.contains("expect") {
+                expected.insert(3, "connection: close");
+            }
+            assert_eq!(steady(&head), expected, "{path} {more}");
             let body: Value = serde_json::from_str(&body).expect("JSON");
             assert_eq!(
                 body,

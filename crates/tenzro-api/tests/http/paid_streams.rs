@@ -157,8 +157,9 @@ async fn m17_a_client_that_stops_paying_frees_its_place() {
             "tenzro_streams_ended_unpaid_total 0"
         ]
     );
-    till.change(|books| books.is_over = true);
+    till.change(|books| (books.is_over, books.is_slow) = (true, true));
     setup.engine.wait_for_dropped(1).await;
+    till.change(|books| books.is_slow = false);
     let text = reading.rest().await;
     let none = ",\"usage\":null";
     let usage = "data: {\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,\
