@@ -1,4 +1,7 @@
-//! Accepts connections: how many at once, and how long a client may take to say what it wants.
+//! Accepts connections: how many at once, and how long a client may take to say what it wants and to take
+//! what it gets.
+
+mod stalled;
 
 use std::sync::Arc;
 
@@ -14,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::server::Limits;
+use stalled::Stalled;
 
 /// Serves until `closing` is cancelled, then lets every connection end what it is writing. Dropping
 /// the future cuts all connections.
@@ -41,7 +45,10 @@ pub(crate) async fn serve(
             tracing::debug!(%error, "TCP_NODELAY");
         }
         let service = TowerToHyperService::new(router.clone());
-        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = http.serve_connection(
+            TokioIo::new(Stalled::new(stream, limits.write_timeout)),
+            service,
+        );
         let connection = graceful.watch(connection);
         connections.spawn(async move {
             if let Err(error) = connection.await {

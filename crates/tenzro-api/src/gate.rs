@@ -87,8 +87,13 @@ async fn admit(state: &AppState, billing: &dyn Billing, request: Request, next: 
         Ok(Some(credential)) => credential,
         Ok(None) => {
             state.metrics.payments.unpaid();
-            drain(request);
-            return billing.challenge().into_response();
+            let lives_on = drain(request);
+            let mut response = billing.challenge().into_response();
+            if !lives_on {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            return response;
         }
         Err(detail) => return refuse(state, Refusal::malformed(detail)),
     };
@@ -169,14 +174,17 @@ fn after_scheme<'a>(value: &'a HeaderValue, wanted: &str) -> Option<&'a str> {
     scheme.eq_ignore_ascii_case(wanted).then_some(rest)
 }
 
-/// Throws a small body away beside the answer, which does not wait for it. A body that is dropped
-/// before its end closes the connection.
-fn drain(request: Request) {
-    // Who expects "100 Continue" will not send the body now, and must not be asked to.
+/// Throws a small body away beside the answer, which does not wait for it. False when the connection
+/// has to close instead.
+fn drain(request: Request) -> bool {
+    // Who expects "100 Continue" may not send the body now.
     let is_held_back = request.headers().contains_key(header::EXPECT);
     let body = request.into_body();
-    if is_held_back || body.is_end_stream() || body.size_hint().lower() > DRAIN_BYTES_MAX {
-        return;
+    if body.is_end_stream() {
+        return true;
+    }
+    if is_held_back || body.size_hint().lower() > DRAIN_BYTES_MAX {
+        return false;
     }
     let all = async move {
         let mut left = DRAIN_BYTES_MAX;
@@ -189,4 +197,5 @@ fn drain(request: Request) {
         }
     };
     tokio::spawn(tokio::time::timeout(DRAIN_TIME, all));
+    true
 }

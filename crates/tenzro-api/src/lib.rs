@@ -2,10 +2,11 @@
 //! metrics.
 //!
 //! ```text
-//! socket -> routes -> request id -> extract (size, JSON) -> openai/* (validate) -> Inference
-//!                                                              │ events
-//!                        metrics <- observer <─────────────────┤
-//!                                        sse / whole answer  <─┘
+//! socket -> routes -> request id -> gate (who pays) -> extract (size, JSON) -> openai/* (validate)
+//!                                     │ Billing                     bill (money set aside) │
+//!                                                                                Inference ▼
+//!                        metrics <- observer <──────────────── events ─────────────────────┤
+//!                                        sse / paid stream / whole answer  <───────────────┘
 //! ```
 //!
 //! Nothing below this crate knows an HTTP status; `error.rs` is the only map from errors to it.

@@ -86,6 +86,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Time for the whole body of a request.
     pub body_timeout: Duration,
+    /// Time without a byte of an answer being taken after which its client is given up.
+    pub write_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -102,6 +104,7 @@ impl Default for Limits {
             connections_max: 1024,
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
         }
     }
 }

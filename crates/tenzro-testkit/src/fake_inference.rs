@@ -214,15 +214,15 @@ impl Inference for FakeInference {
                 .into_iter()
                 .map(move |text| (piece(text, logprobs), 1));
             let events = std::iter::once((started, 0)).chain(said);
-            let head =
-                futures::stream::unfold((hold, events), move |(mut hold, mut events)| async move {
-                    let (event, tokens) = events.next()?;
-                    if is_metered {
-                        poll_fn(|task| hold.poll_hold(task)).await;
-                    }
-                    hold.spend(tokens);
-                    Some((Ok(event), (hold, events)))
-                });
+            let next = move |(mut hold, mut events): (TokenHold, _)| async move {
+                let (event, tokens) = Iterator::next(&mut events)?;
+                if is_metered {
+                    poll_fn(|task| hold.poll_hold(task)).await;
+                }
+                hold.spend(tokens);
+                Some((Ok(event), (hold, events)))
+            };
+            let head = futures::stream::unfold((hold, events), next);
             let last = async move {
                 if waits {
                     let _ = released.wait_for(|released| *released).await;

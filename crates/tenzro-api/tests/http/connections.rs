@@ -193,6 +193,24 @@ async fn a_client_that_never_ends_its_request_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_take_its_answer_is_cut_off() {
+    let mut config = config();
+    config.limits.write_timeout = Duration::from_millis(200);
+    // More than the system keeps for a connection.
+    let large = "x".repeat(64 << 20).leak();
+    let setup = Setup::with(config, FakeInference::new(Script::SayAndWait(large))).await;
+    let mut deaf = connect(&setup).await;
+    let body = chat(json!({"stream": true})).to_string();
+    let request = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let sent = deaf.write_all(request.as_bytes());
+    sent.await.expect("written");
+    setup.engine.wait_for_dropped(1).await;
+}
+
+#[tokio::test]
 async fn connections_over_the_limit_wait_for_a_free_place() {
     let mut config = config();
     config.limits.connections_max = 2;

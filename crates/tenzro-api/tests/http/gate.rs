@@ -1,13 +1,10 @@
 //! Who has to pay, and what is answered before anything is computed.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tenzro_testkit::fake_inference::{FakeInference, Script};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::till::{OPERATOR, Till};
+use crate::wire::{Wire, head, steady};
 use crate::{CHAT, Setup, chat, config};
 
 const VOUCHERS: &str = "/v1/payments/voucher";
@@ -15,58 +12,6 @@ const PATHS: [&str; 4] = [CHAT, "/v1/completions", "/v1/embeddings", VOUCHERS];
 
 fn saying(pieces: &[&'static str]) -> FakeInference {
     FakeInference::new(Script::Say(pieces.to_vec()))
-}
-
-/// A connection that is written to and read from by hand.
-struct Wire(TcpStream);
-
-impl Wire {
-    async fn open(setup: &Setup) -> Self {
-        let connection = TcpStream::connect(setup.server.local_addr()).await;
-        Self(connection.expect("connected"))
-    }
-
-    async fn send(&mut self, text: &str) {
-        self.0.write_all(text.as_bytes()).await.expect("written");
-    }
-
-    /// One answer: its head, and its body of `content-length` bytes.
-    async fn receive(&mut self) -> (String, String) {
-        let mut bytes = Vec::new();
-        loop {
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                let length = head
-                    .lines()
-                    .find_map(|line| line.strip_prefix("content-length: "));
-                let length: usize = length.expect("a length").parse().expect("a number");
-                if body.len() >= length {
-                    assert_eq!(body.len(), length, "more than one answer in {text}");
-                    return (head.to_owned(), body.to_owned());
-                }
-            }
-            let count = self.read(&mut bytes).await;
-            assert_ne!(count, 0, "closed after {text}");
-        }
-    }
-
-    async fn read(&mut self, bytes: &mut Vec<u8>) -> usize {
-        let read = tokio::time::timeout(Duration::from_secs(10), self.0.read_buf(bytes));
-        // A close with unread bytes is a reset.
-        read.await.expect("in time").unwrap_or(0)
-    }
-}
-
-fn head(path: &str, more: &str) -> String {
-    format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}\r\n\r\n")
-}
-
-/// A head without what differs from run to run.
-fn steady(head: &str) -> Vec<&str> {
-    let differs = ["date: ", "x-request-id: ", "openai-processing-ms: "];
-    let mut lines: Vec<&str> = head.lines().collect();
-    lines.retain(|line| !differs.iter().any(|name| line.starts_with(name)));
-    lines
 }
 
 #[tokio::test]
@@ -85,18 +30,19 @@ async fn m22_an_unpaid_request_is_answered_without_its_body() {
             let mut wire = Wire::open(&setup).await;
             wire.send(&head(path, more)).await;
             let (head, body) = wire.receive().await;
-            assert_eq!(
-                steady(&head),
-                [
-                    "HTTP/1.1 402 Payment Required",
-                    "content-type: application/problem+json",
-                    "www-authenticate: Payment id=\"1\", method=\"evm\"",
-                    "cache-control: no-store",
-                    "vary: authorization, payment-authorization",
-                    "content-length: 261",
-                ],
-                "{path} {more}"
-            );
+            let mut expected = vec![
+                "HTTP/1.1 402 Payment Required",
+                "content-type: application/problem+json",
+                "www-authenticate: Payment id=\"1\", method=\"evm\"",
+                "cache-control: no-store",
+                "vary: authorization, payment-authorization",
+                "content-length: 261",
+            ];
+            // Who will not get rid of the body has to come again.
+            if more.contains("104857600") || more.contains("expect") {
+                expected.insert(3, "connection: close");
+            }
+            assert_eq!(steady(&head), expected, "{path} {more}");
             let body: Value = serde_json::from_str(&body).expect("JSON");
             assert_eq!(
                 body,
@@ -156,7 +102,7 @@ async fn m22_a_small_unpaid_body_is_thrown_away_and_a_large_one_closes_the_conne
         let mut rest = Vec::new();
         for _ in 0..10 {
             // Fails once the server has closed.
-            if wire.0.write_all(piece.as_bytes()).await.is_err() {
+            if !wire.try_send(&piece).await {
                 break;
             }
         }

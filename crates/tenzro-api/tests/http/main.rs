@@ -6,8 +6,10 @@ mod gate;
 mod operation;
 mod paid;
 mod paid_streams;
+mod reading;
 mod refusals;
 mod till;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::BoxStream;
-use serde_json::{Value, json};
+use serde_json::json;
 use tenzro_api::ServerConfig;
 use tenzro_protocol::inference::GenerateError;
 use tenzro_testkit::fake_inference::{FakeInference, Script};
 
+use crate::reading::{ROLE, Reading, chunk, says};
 use crate::till::Till;
 use crate::{CHAT, Setup, chat, config};
 
@@ -22,69 +21,6 @@ fn quiet() -> ServerConfig {
 async fn open(script: Script, till: &Till) -> Setup {
     let billing = std::sync::Arc::new(till.clone());
     Setup::open(quiet(), FakeInference::new(script), Some(billing)).await
-}
-
-/// A stream of events, read piece by piece.
-struct Reading {
-    bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
-    text: String,
-}
-
-impl Reading {
-    async fn of(answer: reqwest::Response) -> Self {
-        assert_eq!(answer.status(), 200);
-        Self {
-            bytes: answer.bytes_stream().boxed(),
-            text: String::new(),
-        }
-    }
-
-    /// Reads until the text has this.
-    async fn until(&mut self, wanted: &str) {
-        while !self.text.contains(wanted) {
-            let piece = tokio::time::timeout(Duration::from_secs(10), self.bytes.next()).await;
-            let piece = piece.unwrap_or_else(|_| panic!("{wanted} never comes: {}", self.text));
-            let piece = piece.unwrap_or_else(|| panic!("no {wanted} in {}", self.text));
-            self.text
-                .push_str(&String::from_utf8_lossy(&piece.expect("bytes")));
-        }
-    }
-
-    /// The whole text, without what differs from run to run.
-    async fn rest(mut self) -> String {
-        while let Some(piece) = self.bytes.next().await {
-            self.text
-                .push_str(&String::from_utf8_lossy(&piece.expect("bytes")));
-        }
-        let first = self
-            .text
-            .lines()
-            .find_map(|line| line.strip_prefix("data: {"));
-        let first = format!("{{{}", first.expect("a chunk"));
-        let first: Value = serde_json::from_str(&first).expect("JSON");
-        let Some(id) = first["id"].as_str() else {
-            return self.text;
-        };
-        let created = format!("\"created\":{}", first["created"]);
-        self.text
-            .replace(id, "ID")
-            .replace(&created, "\"created\":0")
-    }
-}
-
-/// A chunk as it stands in the stream.
-fn chunk(index: u32, delta: &str, finish: &str, usage: &str) -> String {
-    format!(
-        "data: {{\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"fake\",\
-         \"system_fingerprint\":\"test\",\"choices\":[{{\"index\":{index},\"delta\":{delta},\
-         \"logprobs\":null,\"finish_reason\":{finish}}}]{usage}}}\n\n"
-    )
-}
-
-const ROLE: &str = r#"{"role":"assistant","content":""}"#;
-
-fn says(text: &str) -> String {
-    chunk(0, &format!("{{\"content\":\"{text}\"}}"), "null", "")
 }
 
 #[tokio::test]
@@ -157,8 +93,9 @@ async fn m17_a_client_that_stops_paying_frees_its_place() {
             "tenzro_streams_ended_unpaid_total 0"
         ]
     );
-    till.change(|books| books.is_over = true);
+    till.change(|books| (books.is_over, books.is_slow) = (true, true));
     setup.engine.wait_for_dropped(1).await;
+    till.change(|books| books.is_slow = false);
     let text = reading.rest().await;
     let none = ",\"usage\":null";
     let usage = "data: {\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,\

@@ -39,6 +39,8 @@ pub(crate) struct Books {
     pub(crate) outcomes: Vec<Outcome>,
     /// Nobody will pay any more.
     pub(crate) is_over: bool,
+    /// No receipt is written.
+    pub(crate) is_slow: bool,
     /// Charges fail.
     pub(crate) is_broken: bool,
 }
@@ -232,6 +234,7 @@ impl Meter for TestMeter {
         self.till.change(|books| books.outcomes.push(outcome));
         let spent = self.till.books().spent;
         async move {
+            self.till.wait_for(|books| !books.is_slow).await;
             FinalReceipt {
                 header: format!("final-{spent}"),
                 event: json!({"finish": finish, "spent": spent}).to_string(),

@@ -146,7 +146,7 @@ async fn a_paused_answer_neither_slows_nor_changes_another() {
 
 #[tokio::test]
 async fn choices_share_one_budget() {
-    let engine = load(512, 2);
+    let engine = load(512, 3);
     let budget = TokenBudget::new(5);
     let streams: Vec<EngineStream> = (0..2)
         .map(|_| {
