@@ -98,11 +98,11 @@ async fn run(
     let mut last: Option<Instant> = None;
     let mut pieces = 0;
     while let Some(chunk) = bytes.next().await {
-        for event in parser.push(&chunk?)? {
-            if event.data == "[DONE]" {
+        for data in parser.push(&chunk?)? {
+            if data == "[DONE]" {
                 break;
             }
-            let chunk: ChatChunk = serde_json::from_str(&event.data).context("not a chunk")?;
+            let chunk: ChatChunk = serde_json::from_str(&data).context("not a chunk")?;
             if let Some(usage) = chunk.usage.flatten() {
                 timing.tokens = usage.completion_tokens;
                 timing.prompt_tokens = usage.prompt_tokens;

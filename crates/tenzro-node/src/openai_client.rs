@@ -1,34 +1,22 @@
-//! A client of any OpenAI-compatible server: for `chat`, for `--upstream`, and for providers that are paid.
+//! A client of any OpenAI-compatible server: for `chat` and for `--upstream`.
 
-mod paying;
-
-use std::collections::VecDeque;
-use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use reqwest::{Client, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tenzro_protocol::amount::Wei;
 use tenzro_protocol::openai::chat::{ChatChunk, ChatRequest};
 use tenzro_protocol::openai::completions::{Completion, CompletionRequest};
 use tenzro_protocol::openai::embeddings::{EmbeddingList, EmbeddingRequest};
 use tenzro_protocol::openai::{ErrorBody, ErrorObject, ModelList};
-use tenzro_protocol::sse::{SseEvent, SseParser};
+use tenzro_protocol::sse::SseParser;
 
 use crate::http_client;
-use paying::{PAYMENT_RECEIPT, Purchase, Running};
-pub(crate) use paying::Wallet;
 
 /// Time to open a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-
-/// The events of a paid stream. Source: MPP draft-evm-session-00.
-const NEED_VOUCHER: &str = "payment-need-voucher";
-const RECEIPT: &str = "payment-receipt";
 
 /// Largest answer that is not a stream.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -57,63 +45,14 @@ pub enum ClientError {
 /// Chunks of a streamed answer; dropping it ends the request.
 pub type Chunks<T> = BoxStream<'static, Result<T, ClientError>>;
 
-/// What comes of a stream that may have to be paid for.
-#[derive(Debug)]
-pub(crate) enum Piece<T> {
-    /// A chunk of the answer.
-    Chunk(T),
-    /// The answer is complete and cost that much.
-    Charged(Wei),
-}
-
-/// See [`Piece`]; dropping it ends the request.
-pub(crate) type Pieces<T> = BoxStream<'static, Result<Piece<T>, ClientError>>;
-
-/// How a server is asked.
-#[derive(Debug, Clone)]
-enum Means {
-    /// For nothing, with a bearer token where there is one.
-    Free(Option<Token>),
-    /// Against vouchers.
-    Paid(Wallet),
-}
-
-/// Logs do not show it.
-#[derive(Clone)]
-struct Token(String);
-
-impl fmt::Debug for Token {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Token(…)")
-    }
-}
-
 /// A server and its connection pool.
 #[derive(Debug, Clone)]
 pub struct OpenAiClient {
     http: Client,
     base_url: String,
-    means: Means,
 }
 
 impl OpenAiClient {
-    /// Asks with a bearer token from now on.
-    pub fn with_token(self, token: Option<String>) -> Self {
-        Self {
-            means: Means::Free(token.map(Token)),
-            ..self
-        }
-    }
-
-    /// Pays a provider that is reached with that client.
-    pub(crate) fn paying(http: Client, base_url: &str, wallet: Wallet) -> Self {
-        Self {
-            http,
-            base_url: base_url.trim_end_matches('/').to_owned(),
-            means: Means::Paid(wallet),
-        }
-    }
-
     /// `base_url` ends in `/v1`.
     pub fn new(base_url: &str) -> Result<Self, ClientError> {
         let http = http_client::builder()
@@ -124,7 +63,6 @@ impl OpenAiClient {
         Ok(Self {
             http,
             base_url: base_url.trim_end_matches('/').to_owned(),
-            means: Means::Free(None),
         })
     }
 
@@ -137,89 +75,32 @@ impl OpenAiClient {
 
     /// Streams an answer; `stream` is set by the caller.
     pub async fn chat(&self, request: &ChatRequest) -> Result<Chunks<ChatChunk>, ClientError> {
-        Ok(without_bill(self.chat_pieces(request).await?))
+        let response = self.post("chat/completions", request).await?;
+        Ok(chunks(response).boxed())
     }
 
-    /// Streams an answer and what it cost.
-    pub(crate) async fn chat_pieces(
-        &self,
-        request: &ChatRequest,
-    ) -> Result<Pieces<ChatChunk>, ClientError> {
-        let purchase = Purchase::of_chat(request);
-        self.stream("chat/completions", request, purchase).await
-    }
-
-    /// Streams a continuation and what it cost; `stream` is set by the caller.
-    pub(crate) async fn complete_pieces(
+    /// Streams a continuation; `stream` is set by the caller.
+    pub async fn complete(
         &self,
         request: &CompletionRequest,
-    ) -> Result<Pieces<Completion>, ClientError> {
-        let purchase = Purchase::of_completion(request);
-        self.stream("completions", request, purchase).await
+    ) -> Result<Chunks<Completion>, ClientError> {
+        let response = self.post("completions", request).await?;
+        Ok(chunks(response).boxed())
     }
 
-    /// Embeds texts; with what it cost.
-    pub(crate) async fn embed(
-        &self,
-        request: &EmbeddingRequest,
-    ) -> Result<(EmbeddingList, Option<Wei>), ClientError> {
-        let purchase = Purchase::of_embedding(request);
-        let (response, running) = self.post("embeddings", request, purchase).await?;
-        let receipt = response.headers().get(PAYMENT_RECEIPT).cloned();
-        let answer = read(response).await?;
-        let cost = match running {
-            Some(running) => Some(running.settle_header(receipt.as_ref()).await?),
-            None => None,
-        };
-        Ok((answer, cost))
+    /// Embeds texts.
+    pub async fn embed(&self, request: &EmbeddingRequest) -> Result<EmbeddingList, ClientError> {
+        read(self.post("embeddings", request).await?).await
     }
 
-    async fn stream<T: DeserializeOwned + Send + 'static>(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-        purchase: Purchase,
-    ) -> Result<Pieces<T>, ClientError> {
-        let (response, running) = self.post(path, body, purchase).await?;
-        Ok(pieces(response, running).boxed())
-    }
-
-    async fn post(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-        purchase: Purchase,
-    ) -> Result<(Response, Option<Running>), ClientError> {
+    async fn post(&self, path: &str, body: &impl Serialize) -> Result<Response, ClientError> {
         let url = format!("{}/{path}", self.base_url);
-        let wallet = match &self.means {
-            Means::Paid(wallet) => wallet,
-            Means::Free(token) => {
-                let mut request = self.http.post(url).json(body);
-                if let Some(Token(token)) = token {
-                    request = request.bearer_auth(token);
-                }
-                let sent = request.send().await;
-                let response = check(sent.map_err(|error| connection(&error))?).await?;
-                return Ok((response, None));
-            }
-        };
-        let body = serde_json::to_vec(body).map_err(|error| protocol(&error))?;
-        let (response, running) = wallet.buy(&self.http, &url, body, purchase).await?;
-        Ok((response, Some(running)))
+        let sent = self.http.post(url).json(body).send().await;
+        check(sent.map_err(|error| connection(&error))?).await
     }
 }
 
-/// The chunks alone.
-fn without_bill<T: Send + 'static>(pieces: Pieces<T>) -> Chunks<T> {
-    let chunks = pieces.filter_map(async |piece| match piece {
-        Ok(Piece::Chunk(chunk)) => Some(Ok(chunk)),
-        Ok(Piece::Charged(_)) => None,
-        Err(error) => Some(Err(error)),
-    });
-    chunks.boxed()
-}
-
-pub(crate) fn connection(error: &reqwest::Error) -> ClientError {
+fn connection(error: &reqwest::Error) -> ClientError {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -229,7 +110,7 @@ pub(crate) fn connection(error: &reqwest::Error) -> ClientError {
     ClientError::Connection(text)
 }
 
-pub(crate) async fn check(response: Response) -> Result<Response, ClientError> {
+async fn check(response: Response) -> Result<Response, ClientError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
@@ -270,7 +151,7 @@ async fn read<T: DeserializeOwned>(response: Response) -> Result<T, ClientError>
     serde_json::from_slice(&bytes).map_err(|error| ClientError::Protocol(error.to_string()))
 }
 
-pub(crate) async fn bytes_of(response: Response) -> Result<Vec<u8>, ClientError> {
+async fn bytes_of(response: Response) -> Result<Vec<u8>, ClientError> {
     let mut bytes = Vec::new();
     let mut stream = response.bytes_stream();
     while let Some(chunk) = stream.next().await {
@@ -283,89 +164,59 @@ pub(crate) async fn bytes_of(response: Response) -> Result<Vec<u8>, ClientError>
     Ok(bytes)
 }
 
-/// Parses the events up to `[DONE]`. A stream that ends without it is broken. Events that ask for payment are
-/// answered on the way.
-fn pieces<T: DeserializeOwned + Send + 'static>(
+/// Parses the events up to `[DONE]`. A stream that ends without it is broken.
+fn chunks<T: DeserializeOwned + Send + 'static>(
     response: Response,
-    running: Option<Running>,
-) -> impl Stream<Item = Result<Piece<T>, ClientError>> + Send {
-    let state = Reading {
-        bytes: response.bytes_stream().boxed(),
+) -> impl Stream<Item = Result<T, ClientError>> + Send {
+    struct State<S> {
+        bytes: S,
+        parser: SseParser,
+        ready: std::collections::VecDeque<String>,
+        is_over: bool,
+    }
+    let state = State {
+        bytes: Box::pin(response.bytes_stream()),
         parser: SseParser::default(),
-        ready: VecDeque::new(),
-        running,
+        ready: std::collections::VecDeque::new(),
         is_over: false,
     };
     futures::stream::unfold(state, async |mut state| {
-        if state.is_over {
-            return None;
+        loop {
+            if state.is_over {
+                return None;
+            }
+            if let Some(data) = state.ready.pop_front() {
+                if data == "[DONE]" {
+                    return None;
+                }
+                let parsed = parse_chunk(&data);
+                state.is_over = parsed.is_err();
+                return Some((parsed, state));
+            }
+            let next = match state.bytes.next().await {
+                Some(Ok(bytes)) => state
+                    .parser
+                    .push(&bytes)
+                    .map_err(|error| ClientError::Protocol(error.to_string())),
+                Some(Err(error)) => Err(connection(&error)),
+                None => Err(ClientError::Connection(
+                    "the server broke the answer off".to_owned(),
+                )),
+            };
+            match next {
+                Ok(events) => state.ready.extend(events),
+                Err(error) => {
+                    state.is_over = true;
+                    return Some((Err(error), state));
+                }
+            }
         }
-        let next = state.next().await;
-        state.is_over = !matches!(next, Ok(Some(Piece::Chunk(_) | Piece::Charged(_))));
-        next.transpose().map(|piece| (piece, state))
     })
 }
 
-struct Reading {
-    bytes: BoxStream<'static, reqwest::Result<Bytes>>,
-    parser: SseParser,
-    ready: VecDeque<SseEvent>,
-    running: Option<Running>,
-    is_over: bool,
-}
-
-impl Reading {
-    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Piece<T>>, ClientError> {
-        loop {
-            let Some(event) = self.ready.pop_front() else {
-                self.read().await?;
-                continue;
-            };
-            if event.data == "[DONE]" {
-                return Ok(None);
-            }
-            match (&mut self.running, event.name.as_str()) {
-                (Some(running), NEED_VOUCHER) => running.pay_more(&event.data).await?,
-                (Some(running), RECEIPT) => {
-                    let charged = running.settle(&event.data).await?;
-                    return Ok(Some(Piece::Charged(charged)));
-                }
-                // Anything else by a name is not for us.
-                (_, name) if !name.is_empty() => {}
-                (running, _) => {
-                    let chunk: serde_json::Value = parse_chunk(&event.data)?;
-                    if let Some(running) = running {
-                        running.hear(&chunk);
-                    }
-                    let chunk = serde_json::from_value(chunk).map_err(|error| protocol(&error))?;
-                    return Ok(Some(Piece::Chunk(chunk)));
-                }
-            }
-        }
-    }
-
-    async fn read(&mut self) -> Result<(), ClientError> {
-        let bytes = match self.bytes.next().await {
-            Some(Ok(bytes)) => bytes,
-            Some(Err(error)) => return Err(connection(&error)),
-            None => {
-                let broken = "the server broke the answer off".to_owned();
-                return Err(ClientError::Connection(broken));
-            }
-        };
-        let events = self.parser.push(&bytes);
-        let events = events.map_err(|error| ClientError::Protocol(error.to_string()))?;
-        self.ready.extend(events);
-        Ok(())
-    }
-}
-
-fn protocol(error: &serde_json::Error) -> ClientError {
-    ClientError::Protocol(error.to_string())
-}
-
 fn parse_chunk<T: DeserializeOwned>(data: &str) -> Result<T, ClientError> {
-    let value: serde_json::Value = serde_json::from_str(data).map_err(|error| protocol(&error))?;
+    let protocol = |error: serde_json::Error| ClientError::Protocol(error.to_string());
+    let value: serde_json::Value = serde_json::from_str(data).map_err(protocol)?;
     if value.get("error").is_some_and(|error| !error.is_null()) {
         return Err(ClientError::Server {
             status: 200,
@@ -373,5 +224,5 @@ fn parse_chunk<T: DeserializeOwned>(data: &str) -> Result<T, ClientError> {
             retry_after: None,
         });
     }
-    serde_json::from_value(value).map_err(|error| protocol(&error))
+    serde_json::from_value(value).map_err(protocol)
 }

@@ -74,19 +74,6 @@ impl Prober {
         })
     }
 
-    /// A client for answers of endpoints that were checked: of the same addresses only, without the limit of
-    /// a probe's time.
-    pub(crate) fn answer_client(&self) -> Result<Client, reqwest::Error> {
-        let allow_private = self.allow_private;
-        http_client::builder()
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .redirect(Policy::none())
-            .no_proxy()
-            .dns_resolver(CheckedResolver { allow_private })
-            .build()
-    }
-
     /// The address as it is registered: checked, and without a slash at its end.
     pub(crate) fn check(&self, url: &str) -> Result<String, ProbeError> {
         let wrong = |reason| ProbeError::Url {

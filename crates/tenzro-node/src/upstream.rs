@@ -76,8 +76,7 @@ impl Inference for Upstream {
                         parameters,
                         ..ChatRequest::default()
                     };
-                    let chunks = client.chat_pieces(&chat).await;
-                    let chunks = chunks.map_err(|error| refused(&error))?;
+                    let chunks = client.chat(&chat).await.map_err(|error| refused(&error))?;
                     Ok(events(chunks, allowance).boxed())
                 }
                 prompt => {
@@ -91,7 +90,7 @@ impl Inference for Upstream {
                         parameters,
                         other: openai::Other::default(),
                     };
-                    let chunks = client.complete_pieces(&completion).await;
+                    let chunks = client.complete(&completion).await;
                     let chunks = chunks.map_err(|error| refused(&error))?;
                     Ok(events(chunks, allowance).boxed())
                 }
@@ -125,8 +124,10 @@ impl Inference for Upstream {
                     dimensions: None,
                     other: openai::Other::default(),
                 };
-                let answer = client.embed(&request).await;
-                let (answer, _) = answer.map_err(|error| refused(&error))?;
+                let answer = client
+                    .embed(&request)
+                    .await
+                    .map_err(|error| refused(&error))?;
                 prompt_tokens = prompt_tokens.saturating_add(answer.usage.prompt_tokens);
                 match answer
                     .data
@@ -237,9 +238,6 @@ fn refused(error: &ClientError) -> GenerateError {
                 },
                 400 | 422 => GenerateError::Invalid {
                     param: "prompt",
-                    message: object.message.clone(),
-                },
-                402 => GenerateError::Unavailable {
                     message: object.message.clone(),
                 },
                 429 => GenerateError::QueueFull {

@@ -1,25 +1,15 @@
 //! A parser of server-sent events for streamed answers. Source: WHATWG HTML, "Server-sent events".
 //!
-//! Only `event` and `data` fields are delivered, since these streams use no others; comments and other
-//! fields are skipped. Bytes may be cut anywhere.
+//! Only `data` fields are delivered, since these streams use no others; comments and other fields
+//! are skipped. Bytes may be cut anywhere.
 
 /// Longest event; a server that sends more is broken or hostile.
 const EVENT_BYTES_MAX: usize = 4 << 20;
-
-/// One event.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SseEvent {
-    /// Its `event` field; empty where there is none.
-    pub name: String,
-    /// Its `data` fields, one a line.
-    pub data: String,
-}
 
 /// See the module header.
 #[derive(Debug, Default)]
 pub struct SseParser {
     line: Vec<u8>,
-    name: Vec<u8>,
     data: Vec<u8>,
     has_data: bool,
     after_carriage_return: bool,
@@ -37,15 +27,15 @@ pub enum SseError {
 }
 
 impl SseParser {
-    /// Adds bytes and returns the events that they complete, in order.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<SseEvent>, SseError> {
+    /// Adds bytes and returns the data of the events that they complete, in order.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, SseError> {
         let mut events = Vec::new();
         for &byte in bytes {
             let follows = std::mem::replace(&mut self.after_carriage_return, byte == b'\r');
             match byte {
                 b'\n' if follows => {}
                 b'\n' | b'\r' => events.extend(self.end_line()?),
-                _ if self.line.len() + self.name.len() + self.data.len() >= EVENT_BYTES_MAX => {
+                _ if self.line.len() + self.data.len() >= EVENT_BYTES_MAX => {
                     return Err(SseError::TooLong);
                 }
                 _ => self.line.push(byte),
@@ -54,18 +44,13 @@ impl SseParser {
         Ok(events)
     }
 
-    fn end_line(&mut self) -> Result<Option<SseEvent>, SseError> {
+    fn end_line(&mut self) -> Result<Option<String>, SseError> {
         if self.line.is_empty() {
-            let name = std::mem::take(&mut self.name);
             if !std::mem::take(&mut self.has_data) {
                 return Ok(None);
             }
-            let text = |bytes| String::from_utf8(bytes).map_err(|_| SseError::NotText);
-            let data = text(std::mem::take(&mut self.data))?;
-            return Ok(Some(SseEvent {
-                name: text(name)?,
-                data,
-            }));
+            let data = String::from_utf8(std::mem::take(&mut self.data));
+            return data.map(Some).map_err(|_| SseError::NotText);
         }
         let (field, value) = match self.line.iter().position(|&byte| byte == b':') {
             Some(colon) => (&self.line[..colon], &self.line[colon + 1..]),
@@ -78,9 +63,6 @@ impl SseParser {
             self.data
                 .extend_from_slice(value.strip_prefix(b" ").unwrap_or(value));
         }
-        if field == b"event" {
-            self.name = value.strip_prefix(b" ").unwrap_or(value).to_vec();
-        }
         self.line.clear();
         Ok(None)
     }
@@ -92,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(pieces: &[&[u8]]) -> Vec<SseEvent> {
+    fn parse(pieces: &[&[u8]]) -> Vec<String> {
         let mut parser = SseParser::default();
         pieces
             .iter()
@@ -103,14 +85,7 @@ mod tests {
     #[test]
     fn comments_other_fields_and_all_line_ends_are_understood() {
         let stream = b": ping\n\nevent: x\ndata: one\r\n\r\ndata:two\rdata: lines\r\rdata\n\n";
-        let event = |name: &str, data: &str| SseEvent {
-            name: name.to_owned(),
-            data: data.to_owned(),
-        };
-        let events = vec![event("x", "one"), event("", "two\nlines"), event("", "")];
-        assert_eq!(parse(&[stream]), events);
-        let stream = b"event: lost\n\nevent:a\nevent: b\ndata: 1\n\ndata: 2\n\n";
-        assert_eq!(parse(&[stream]), vec![event("b", "1"), event("", "2")]);
+        assert_eq!(parse(&[stream]), vec!["one", "two\nlines", ""]);
     }
 
     #[test]
@@ -124,7 +99,7 @@ mod tests {
     proptest! {
         #[test]
         fn where_the_bytes_are_cut_never_matters(
-            stream in "(data: ?[a-zé€]{0,6}|event: ?[a-z]{0,4}|:[a-z]{0,3}|id: 7|\r|\n|\r\n|){0,20}",
+            stream in "(data: ?[a-zé€]{0,6}|:[a-z]{0,3}|id: 7|\r|\n|\r\n|){0,20}",
             cuts in prop::collection::vec(any::<usize>(), 0..8),
         ) {
             let bytes = stream.as_bytes();

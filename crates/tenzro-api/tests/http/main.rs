@@ -116,8 +116,7 @@ impl Setup {
 
     async fn events(&self, path: &str, body: &Value) -> Vec<String> {
         let bytes = self.post(path, body).await.bytes().await.expect("a body");
-        let events = SseParser::default().push(&bytes).expect("events");
-        events.into_iter().map(|event| event.data).collect()
+        SseParser::default().push(&bytes).expect("events")
     }
 }
 

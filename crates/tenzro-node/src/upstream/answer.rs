@@ -8,13 +8,12 @@ use tenzro_protocol::inference::{
     Delta, FinishReason, Finished, GenerateError, GenerateEvent, ScoredToken, Started, TokenBudget,
     TokenHold, TokenLogprob, Usage,
 };
-use tenzro_protocol::amount::Wei;
 use tenzro_protocol::openai;
 use tenzro_protocol::openai::chat::ChatChunk;
 use tenzro_protocol::openai::completions::Completion;
 
 use super::{not_understood, refused};
-use crate::openai_client::{Piece, Pieces};
+use crate::openai_client::Chunks;
 
 /// What one chunk of either endpoint adds.
 #[derive(Debug, Default)]
@@ -114,7 +113,7 @@ pub(super) struct Allowance {
 /// chunk is read only after that is paid. When `answer_tokens_max` have come, only the end follows,
 /// and that is read without a token.
 pub(super) fn events<T: Into<Part> + 'static>(
-    chunks: Pieces<T>,
+    chunks: Chunks<T>,
     allowance: Allowance,
 ) -> impl Stream<Item = Result<GenerateEvent, GenerateError>> + Send {
     let state = State {
@@ -123,7 +122,6 @@ pub(super) fn events<T: Into<Part> + 'static>(
         is_over: false,
         reason: None,
         usage: None,
-        cost: None,
         answer_tokens: 0,
         answer_tokens_max: allowance.answer_tokens_max.unwrap_or(u32::MAX),
         hold: TokenHold::new(allowance.budget),
@@ -142,13 +140,11 @@ pub(super) fn events<T: Into<Part> + 'static>(
 }
 
 struct State<T> {
-    chunks: Pieces<T>,
+    chunks: Chunks<T>,
     has_started: bool,
     is_over: bool,
     reason: Option<FinishReason>,
     usage: Option<openai::Usage>,
-    /// What was paid for it.
-    cost: Option<Wei>,
     /// Tokens of all deltas.
     answer_tokens: u32,
     answer_tokens_max: u32,
@@ -171,13 +167,7 @@ impl<T: Into<Part>> State<T> {
             let Some(chunk) = self.chunks.next().await else {
                 return self.finished();
             };
-            let part: Part = match chunk.map_err(|error| refused(&error))? {
-                Piece::Chunk(chunk) => chunk.into(),
-                Piece::Charged(cost) => {
-                    self.cost = Some(cost);
-                    continue;
-                }
-            };
+            let part: Part = chunk.map_err(|error| refused(&error))?.into();
             self.usage = part.usage.or(self.usage.take());
             if let Some(reason) = part.finish_reason {
                 self.reason = Some(match reason.as_str() {
@@ -204,10 +194,7 @@ impl<T: Into<Part>> State<T> {
             .ok_or_else(|| not_understood("its answer has no finish_reason"))?;
         Ok(GenerateEvent::Finished(Finished {
             reason,
-            usage: Usage {
-                cost: self.cost,
-                ..usage_of(self.usage.take(), self.answer_tokens)
-            },
+            usage: usage_of(self.usage.take(), self.answer_tokens),
         }))
     }
 }
@@ -221,7 +208,7 @@ fn usage_of(reported: Option<openai::Usage>, deltas: u32) -> Usage {
             cached_tokens: usage
                 .prompt_tokens_details
                 .map_or(0, |details| details.cached_tokens),
-            cost: None,
+            cost: usage.cost,
         },
         None => Usage {
             completion_tokens: deltas,
