@@ -145,14 +145,18 @@ pub struct FinalReceipt {
 
 /// Charges one request. Dropping it gives back what was set aside and not charged.
 pub trait Meter: Send + fmt::Debug {
-    /// Charges tokens right before they leave: when it is done, the charge is on the disk.
+    /// Charges tokens right before they leave: when it is done, the charge is on the disk. A charge
+    /// that is dropped before that may or may not have been made; the client has gone then.
     fn charge(&mut self, tokens: Tokens) -> BoxFuture<'_, Charge>;
 
     /// JSON of a `payment-need-voucher` event that is due; each is given once.
     fn ask(&mut self) -> Option<String>;
 
-    /// Waits for the client to pay. While tokens are left to deliver it waits without a limit; may be
-    /// dropped and called again at any time.
+    /// Waits for the client to pay; may be dropped and called again at any time. The client has its time
+    /// from the last charge on, and only while the engine cannot go on: the budget is empty with less
+    /// than the whole order paid for, or a charge was [`Charge::Short`]. Otherwise it waits without a
+    /// limit. What counts is the budget, not the tokens charged: some of those that are computed have
+    /// no text and are free, or wait for the rest of their text.
     fn changed(&mut self) -> BoxFuture<'_, Change>;
 
     /// Ends the request.

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde_json::json;
 use tenzro_protocol::inference::GenerateError;
 use tenzro_protocol::openai::{ErrorBody, ErrorObject};
+
+use crate::billing::Refusal;
 
 /// An error as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,6 +218,108 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
             let milliseconds = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
             headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
+        }
+        response
+    }
+}
+
+/// Why a handler has no answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The request, or its computation.
+    Api(ApiError),
+    /// Its payment.
+    Payment(Refusal),
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Payment(refusal)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Api(error) => error.into_response(),
+            Self::Payment(refusal) => refusal.into_response(),
+        }
+    }
+}
+
+impl Refusal {
+    /// 400: the header with the payment is none.
+    pub(crate) fn malformed(detail: &str) -> Self {
+        Self {
+            status: 400,
+            challenge: None,
+            retry_after: None,
+            problem: json!({
+                "type": "https://paymentauth.org/problems/malformed-credential",
+                "title": "Malformed Credential",
+                "status": 400,
+                "detail": detail,
+            }),
+        }
+    }
+
+    /// The last part of the problem's type.
+    pub(crate) fn problem_name(&self) -> &str {
+        let kind = self.problem["type"].as_str().unwrap_or_default();
+        match kind.rsplit('/').next() {
+            Some(name) if !name.is_empty() => name,
+            _ => "other",
+        }
+    }
+
+    /// The same for clients that only know OpenAI's errors.
+    fn openai_error(&self) -> ErrorObject {
+        let text = |name: &str| self.problem[name].as_str();
+        let message = text("detail").or(text("title"));
+        let (kind, code) = match self.status {
+            402 => ("payment_required_error", "payment_required".to_owned()),
+            status => {
+                let kind = match status {
+                    429 => "rate_limit_error",
+                    500.. => "service_unavailable_error",
+                    _ => "invalid_request_error",
+                };
+                (kind, self.problem_name().replace('-', "_"))
+            }
+        };
+        ErrorObject {
+            message: message.unwrap_or("the payment was refused").to_owned(),
+            kind: kind.to_owned(),
+            param: None,
+            code: Some(code),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(mut self) -> Response {
+        let error = self.openai_error();
+        if let Some(problem) = self.problem.as_object_mut() {
+            problem.insert("error".to_owned(), json!(error));
+        }
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
+        let mut response = (status, content_type, self.problem.to_string()).into_response();
+        let headers = response.headers_mut();
+        if let Some(challenge) = self.challenge.map(HeaderValue::try_from) {
+            match challenge {
+                Ok(challenge) => drop(headers.insert(header::WWW_AUTHENTICATE, challenge)),
+                Err(error) => tracing::error!(%error, "a payment challenge that is no header"),
+            }
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -41,6 +41,11 @@ pub(crate) async fn json_bytes(
     if is_encoded(headers) {
         return Err(ApiError::encoded());
     }
+    body_bytes(body, limits).await
+}
+
+/// The bytes of any body, within its limits.
+pub(crate) async fn body_bytes(body: Body, limits: &Limits) -> Result<Vec<u8>, ApiError> {
     let bytes = read(body, limits.body_bytes_max);
     let bytes = tokio::time::timeout(limits.body_timeout, bytes).await;
     bytes.unwrap_or_else(|_| Err(ApiError::too_slow()))

@@ -4,7 +4,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use tenzro_protocol::inference::{
     EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateEvent, GenerateRequest,
-    ModelCard, ServerState,
+    ModelCard, PromptSize, ServerState,
 };
 
 /// Events of one generation in the order of [`tenzro_protocol::inference`]; dropping it cancels.
@@ -25,12 +25,28 @@ pub trait Inference: Send + Sync + 'static {
         request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>>;
 
+    /// Size of the prompt, before anything is computed for it. Refuses what [`Self::generate`] would
+    /// refuse for what the request says, as far as that can be told without the engine's help.
+    fn count_prompt(
+        &self,
+        model: &str,
+        request: &GenerateRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>>;
+
     /// Embeds all inputs or none.
     fn embed(
         &self,
         model: &str,
         request: EmbedRequest,
     ) -> BoxFuture<'static, Result<Embeddings, GenerateError>>;
+
+    /// Size of all inputs together, before anything is computed for them; refuses as
+    /// [`Self::count_prompt`] does.
+    fn count_inputs(
+        &self,
+        model: &str,
+        request: &EmbedRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>>;
 
     /// What the engine is doing, for `/metrics`; `None` when the engine does not tell.
     fn gauges(&self) -> Option<EngineGauges>;

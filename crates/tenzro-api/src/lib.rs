@@ -10,14 +10,18 @@
 //!
 //! Nothing below this crate knows an HTTP status; `error.rs` is the only map from errors to it.
 
+mod bill;
+pub mod billing;
 mod connections;
 mod error;
 mod extract;
+mod gate;
 mod health;
 mod inference;
 mod metrics;
 mod node;
 mod openai;
+mod paid_stream;
 mod request_id;
 mod routes;
 mod rpc;
@@ -26,5 +30,6 @@ mod sse;
 mod state;
 
 pub use inference::{GenerateStream, Inference};
+pub use node::token_hash;
 pub use rpc::{Caller, JsonRpc, LedgerView};
 pub use server::{Limits, NodeServerConfig, Server, ServerConfig};

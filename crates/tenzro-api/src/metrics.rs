@@ -3,6 +3,8 @@
 //! Names follow vLLM's where it has the same thing, with the prefix `tenzro_`, so that dashboards
 //! can be reused. One registry per server, no globals.
 
+mod payments;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +24,8 @@ use tenzro_protocol::inference::{GenerateEvent, Usage};
 
 use crate::inference::Inference;
 use crate::state::AppState;
+
+pub(crate) use payments::{PaymentMetrics, Waiting};
 
 /// Seconds. Source: vLLM's buckets for time to first token.
 const FIRST_TOKEN_S: [f64; 18] = [
@@ -71,6 +75,7 @@ impl RequestCounter {
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: RequestCounter,
+    pub(crate) payments: PaymentMetrics,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     completion_tokens: Counter,
@@ -84,6 +89,7 @@ impl Metrics {
     pub(crate) fn new(inference: Arc<dyn Inference>) -> Self {
         let mut registry = Registry::with_prefix("tenzro");
         let requests = RequestCounter::register(&mut registry);
+        let payments = PaymentMetrics::register(&mut registry);
         let [prompt_tokens, cached_tokens, completion_tokens] =
             std::array::from_fn(|_| Counter::default());
         let first_token = Histogram::new(FIRST_TOKEN_S);
@@ -133,6 +139,7 @@ impl Metrics {
         Self {
             registry,
             requests,
+            payments,
             prompt_tokens,
             cached_tokens,
             completion_tokens,

@@ -35,7 +35,7 @@ pub(crate) struct NodeState {
     pub(crate) metrics: Arc<NodeMetrics>,
     pub(crate) limits: Limits,
     pub(crate) cors: bool,
-    /// SHA-256 of the operator token, so that comparing takes the same time for every guess.
+    /// Of the operator token.
     pub(crate) token_hash: [u8; 32],
     pub(crate) stopping: CancellationToken,
     pub(crate) answers: TaskTracker,
@@ -54,7 +54,7 @@ impl NodeState {
         let credentials = value.and_then(|value| value.to_str().ok()?.split_once(' '));
         match credentials {
             Some((scheme, token))
-                if scheme.eq_ignore_ascii_case("bearer") && hash(token) == self.token_hash =>
+                if scheme.eq_ignore_ascii_case("bearer") && token_hash(token) == self.token_hash =>
             {
                 Caller::Operator
             }
@@ -63,7 +63,8 @@ impl NodeState {
     }
 }
 
-pub(crate) fn hash(token: &str) -> [u8; 32] {
+/// SHA-256 of a token: comparing two of them takes the same time for every guess.
+pub fn token_hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.trim().as_bytes()).into()
 }
 

@@ -7,4 +7,4 @@ pub(crate) mod embeddings;
 pub(crate) mod models;
 mod parameters;
 
-pub(crate) use choices::Choices;
+pub(crate) use choices::{ChoiceEvent, Choices, STOPPED};

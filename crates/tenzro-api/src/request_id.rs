@@ -17,6 +17,10 @@ const HEADER: &str = "x-request-id";
 /// Longest id taken from a client.
 const ID_BYTES_MAX: usize = 128;
 
+/// The id of a request, for its handler.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(pub(crate) String);
+
 /// Unique among all requests of this process and, by its time, among restarts.
 pub(crate) fn unique(prefix: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -31,7 +35,7 @@ pub(crate) fn unique(prefix: &str) -> String {
 pub(crate) async fn layer(
     State(counter): State<RequestCounter>,
     endpoint: Option<MatchedPath>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let started = Instant::now();
@@ -43,6 +47,8 @@ pub(crate) async fn layer(
         HeaderValue::from_str(&unique("req-")).expect("hexadecimal digits are a valid header")
     });
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let text = id.to_str().unwrap_or("").to_owned();
+    request.extensions_mut().insert(RequestId(text));
     // Of the highest level, so that no filter takes the id from an error's line.
     let span = tracing::error_span!("request", id = id.to_str().unwrap_or(""));
     let mut response = next.run(request).instrument(span).await;

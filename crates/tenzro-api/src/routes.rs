@@ -9,13 +9,20 @@ use tower_http::cors::{AllowHeaders, CorsLayer};
 use crate::error::ApiError;
 use crate::openai::{chat, completions, embeddings, models};
 use crate::state::AppState;
-use crate::{health, metrics, request_id};
+use crate::{gate, health, metrics, request_id};
 
 pub(crate) fn router(state: AppState, cors: bool) -> Router {
-    let v1 = Router::new()
+    let mut paths = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
-        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/embeddings", post(embeddings::create));
+    if state.billing.is_some() {
+        paths = paths
+            .route(gate::VOUCHERS, post(gate::no_payment))
+            .method_not_allowed_fallback(wrong_method)
+            .layer(middleware::from_fn_with_state(state.clone(), gate::layer));
+    }
+    let v1 = paths
         .route("/v1/models", get(models::list))
         // Model ids may contain slashes.
         .route("/v1/models/{*id}", get(models::show));

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::billing::Billing;
 use crate::connections;
 use crate::inference::Inference;
 use crate::metrics::Metrics;
@@ -126,15 +127,18 @@ struct Running {
 }
 
 impl Server {
-    /// A model server: listens and serves. Fails when the address is taken.
+    /// A model server: listens and serves, for free without `billing`. Fails when the address is
+    /// taken.
     pub async fn bind(
         config: ServerConfig,
         inference: Arc<dyn Inference>,
+        billing: Option<Arc<dyn Billing>>,
     ) -> std::io::Result<Self> {
         Self::start(config.listen, config.limits, |server| {
             let state = AppState {
                 metrics: Arc::new(Metrics::new(Arc::clone(&inference))),
                 inference,
+                billing,
                 limits: config.limits,
                 fingerprint: config.fingerprint.into(),
                 stopping: server.stopping.clone(),
@@ -157,7 +161,7 @@ impl Server {
                 rpc,
                 limits: config.limits,
                 cors: config.cors,
-                token_hash: node::hash(&config.operator_token),
+                token_hash: node::token_hash(&config.operator_token),
                 stopping: server.stopping.clone(),
                 answers: server.answers.clone(),
             })

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::billing::Billing;
 use crate::error::ApiError;
 use crate::inference::Inference;
 use crate::metrics::Metrics;
@@ -17,6 +18,8 @@ use crate::server::Limits;
 #[derive(Clone)]
 pub(crate) struct AppState {
     pub(crate) inference: Arc<dyn Inference>,
+    /// `None` serves for free.
+    pub(crate) billing: Option<Arc<dyn Billing>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     pub(crate) fingerprint: Arc<str>,

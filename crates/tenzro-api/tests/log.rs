@@ -51,7 +51,9 @@ async fn an_internal_error_is_in_the_log_with_the_id_of_its_request_and_not_in_t
         limits: Limits::default(),
     };
     let engine = Arc::new(FakeInference::new(Script::Break(broken)));
-    let server = Server::bind(config, engine).await.expect("a free port");
+    let server = Server::bind(config, engine, None)
+        .await
+        .expect("a free port");
     let url = format!("http://{}/v1/chat/completions", server.local_addr());
     for (id, stream) in [("whole-1", false), ("stream-2", true)] {
         let body = json!({

@@ -115,18 +115,11 @@ impl Embedder {
     }
 
     fn compute(&mut self, progress: &mut Progress, tokens: usize) -> Result<(), GenerateError> {
-        let whole = self.sees_inputs_whole();
-        let limit = self.input_tokens_max(whole);
+        let whole = sees_inputs_whole(&self.model);
+        let limit = input_tokens_max(&self.model, self.ctx_size);
         let Some(input) = progress.job.inputs.get(progress.done.len()) else {
             return Ok(());
         };
-        let length = u32::try_from(input.len()).unwrap_or(u32::MAX);
-        if length > limit {
-            return Err(GenerateError::ContextLength {
-                prompt_tokens: length,
-                context_tokens: limit,
-            });
-        }
         let first = progress.computed;
         let chunk = if whole {
             input.len()
@@ -148,7 +141,7 @@ impl Embedder {
         }
         batch.clear();
         for (position, token) in (first..).zip(part) {
-            let position = u32::try_from(position).expect("checked against the limit");
+            let position = u32::try_from(position).expect("no longer than the limit");
             batch.push(token, position, 0, true);
         }
         context
@@ -178,23 +171,6 @@ impl Embedder {
         Ok(())
     }
 
-    fn sees_inputs_whole(&self) -> bool {
-        let architecture = self.model.meta("general.architecture").unwrap_or_default();
-        self.model
-            .meta(&format!("{architecture}.pooling_type"))
-            .is_some_and(|pooling| pooling != "0")
-    }
-
-    fn input_tokens_max(&self, whole: bool) -> u32 {
-        if whole {
-            self.model
-                .context_train_tokens()
-                .clamp(1, WHOLE_INPUT_TOKENS_MAX)
-        } else {
-            self.ctx_size
-        }
-    }
-
     fn make_context(&self, whole: bool, limit: u32) -> Result<Context, GenerateError> {
         let ubatch_tokens = if whole {
             limit
@@ -215,6 +191,24 @@ impl Embedder {
         };
         Context::new(Arc::clone(&self.model), params).ok_or_else(no_memory)
     }
+}
+
+/// Most tokens of one input, with requests of `ctx_size` tokens.
+pub(crate) fn input_tokens_max(model: &Model, ctx_size: u32) -> u32 {
+    if sees_inputs_whole(model) {
+        model
+            .context_train_tokens()
+            .clamp(1, WHOLE_INPUT_TOKENS_MAX)
+    } else {
+        ctx_size
+    }
+}
+
+fn sees_inputs_whole(model: &Model) -> bool {
+    let architecture = model.meta("general.architecture").unwrap_or_default();
+    model
+        .meta(&format!("{architecture}.pooling_type"))
+        .is_some_and(|pooling| pooling != "0")
 }
 
 fn no_memory() -> GenerateError {

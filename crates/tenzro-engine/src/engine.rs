@@ -1,5 +1,7 @@
 //! The handle: checks a request, turns it into tokens and admits it, or refuses at once.
 
+mod prompt;
+
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures::Stream;
 use tenzro_protocol::inference::{
-    ChatPrompt, EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateEvent,
-    GenerateRequest, Prompt,
+    EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateEvent, GenerateRequest,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,7 +22,7 @@ use crate::cpu;
 use crate::error::LoadError;
 use crate::llama::{self, Context, ContextParams, Model, SEQ_MAX, Token};
 use crate::schedule::{Limits, Sharing};
-use crate::worker::{Admission, Command, Counters, EmbedJob, GenerateJob, Shared, Worker};
+use crate::worker::{Admission, Bell, Command, Counters, EmbedJob, GenerateJob, Shared, Worker};
 
 /// Default of [`EngineConfig::parallel`]. Source: llama-server's automatic number of slots.
 const PARALLEL_DEFAULT: u32 = 4;
@@ -111,6 +112,7 @@ struct Inner {
     info: ModelInfo,
     template: Result<ChatTemplate, TemplateError>,
     commands: SyncSender<Command>,
+    bell: Arc<Bell>,
     admission: Arc<Admission>,
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
@@ -123,6 +125,7 @@ struct Inner {
 pub struct EngineStream {
     events: mpsc::Receiver<Result<GenerateEvent, GenerateError>>,
     cancel: Arc<AtomicBool>,
+    bell: Arc<Bell>,
     /// The last event or an error was delivered.
     is_over: bool,
 }
@@ -145,6 +148,10 @@ impl Stream for EngineStream {
 impl Drop for EngineStream {
     fn drop(&mut self) {
         self.cancel.store(true, Ordering::Relaxed);
+        // A busy worker sees the flag; one whose jobs are all paused would not.
+        if !self.is_over {
+            self.bell.ring();
+        }
     }
 }
 
@@ -216,9 +223,10 @@ impl Engine {
         let admission = Arc::new(Admission::new(sizes.parallel, config.queue_size));
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(AtomicBool::new(false));
-        // Room for every admitted request and the stop command: `try_send` never finds it full.
+        // Room for every admitted request and the bell: `try_send` never finds it full.
         let (commands, receiver) =
             std::sync::mpsc::sync_channel(admission.places_max() as usize + 1);
+        let bell = Arc::new(Bell::new(commands.clone()));
         let limits = Limits {
             parallel: sizes.parallel as usize,
             sequences: sizes.sequences as usize,
@@ -239,6 +247,7 @@ impl Engine {
             Shared {
                 counters: Arc::clone(&counters),
                 stop: Arc::clone(&stop),
+                bell: Arc::clone(&bell),
             },
         );
         let thread = std::thread::Builder::new()
@@ -251,6 +260,7 @@ impl Engine {
                 info,
                 template,
                 commands,
+                bell,
                 admission,
                 counters,
                 stop,
@@ -274,46 +284,15 @@ impl Engine {
     /// few milliseconds for a long prompt.
     pub fn generate(&self, request: GenerateRequest) -> Result<EngineStream, GenerateError> {
         let inner = &self.inner;
-        let prompt = inner.tokens_of(&request.prompt)?;
-        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let context_tokens = inner.info.context_tokens;
-        if prompt_tokens >= context_tokens {
-            return Err(GenerateError::ContextLength {
-                prompt_tokens,
-                context_tokens,
-            });
-        }
-        if request.max_tokens == Some(0) {
-            return Err(invalid(
-                "max_tokens",
-                "max_tokens must be at least 1".to_owned(),
-            ));
-        }
-        let bias = request
-            .sampling
-            .logit_bias
-            .iter()
-            .map(|&(token, bias)| match inner.model.valid_token(token) {
-                Some(id) => Ok((id, bias)),
-                None => Err(invalid(
-                    "logit_bias",
-                    format!("logit_bias names token {token}, which this model does not have"),
-                )),
-            })
-            .collect::<Result<Vec<(Token, f32)>, GenerateError>>()?;
-
+        let checked = inner.check(&request)?;
         let permit = inner.admission.enter()?;
-        let answer_tokens_max = request
-            .max_tokens
-            .unwrap_or(u32::MAX)
-            .min(context_tokens - prompt_tokens);
         // One event a token, plus the first and the last two: sending never finds it full.
-        let (sender, events) = mpsc::channel(answer_tokens_max as usize + 4);
+        let (sender, events) = mpsc::channel(checked.answer_tokens_max as usize + 4);
         let cancel = Arc::new(AtomicBool::new(false));
         let job = GenerateJob {
-            prompt,
-            answer_tokens_max,
-            bias,
+            prompt: checked.prompt,
+            answer_tokens_max: checked.answer_tokens_max,
+            bias: checked.bias,
             request,
             seed: inner.seeds.fetch_add(1, Ordering::Relaxed),
             events: sender,
@@ -325,25 +304,32 @@ impl Engine {
         Ok(EngineStream {
             events,
             cancel,
+            bell: Arc::clone(&inner.bell),
             is_over: false,
         })
+    }
+
+    /// Tokens of the prompt: what [`Started::prompt_tokens`] of this request will say. Refuses what
+    /// [`Self::generate`] refuses, a full queue aside. Computes nothing and takes as long as the
+    /// calling thread does in [`Self::generate`].
+    ///
+    /// [`Started::prompt_tokens`]: tenzro_protocol::inference::Started::prompt_tokens
+    pub fn count_prompt(&self, request: &GenerateRequest) -> Result<u32, GenerateError> {
+        Ok(tokens_u32(self.inner.check(request)?.prompt.len()))
+    }
+
+    /// Tokens of all inputs: what [`Embeddings::prompt_tokens`] of this request will say. Refuses
+    /// what [`Self::embed`] refuses, a full queue aside.
+    pub fn count_inputs(&self, request: &EmbedRequest) -> Result<u32, GenerateError> {
+        let inputs = self.inner.check_inputs(request)?;
+        Ok(tokens_u32(inputs.iter().map(Vec::len).sum()))
     }
 
     /// Embeds all inputs, or none. Models that are not made for embedding give the mean of their
     /// last hidden states.
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, GenerateError> {
         let inner = &self.inner;
-        let inputs = request
-            .inputs
-            .iter()
-            .map(|input| match input {
-                Prompt::Chat(_) => Err(invalid(
-                    "input",
-                    "a conversation cannot be embedded".to_owned(),
-                )),
-                input => inner.tokens_of(input),
-            })
-            .collect::<Result<Vec<Vec<Token>>, GenerateError>>()?;
+        let inputs = inner.check_inputs(&request)?;
         let permit = inner.admission.enter()?;
         let (reply, answer) = oneshot::channel();
         inner.submit(Command::Embed(EmbedJob {
@@ -368,57 +354,10 @@ impl Inner {
         self.commands.try_send(command).map_err(|_| shutting_down())
     }
 
-    fn tokens_of(&self, prompt: &Prompt) -> Result<Vec<Token>, GenerateError> {
-        let (tokens, param) = match prompt {
-            Prompt::Chat(prompt) => (self.chat_tokens(prompt)?, "messages"),
-            // The caller wrote the whole prompt, so special tokens in it are meant.
-            Prompt::Text(text) => (self.model.tokenize(text, true, true), "prompt"),
-            Prompt::Tokens(tokens) => (self.checked(tokens)?, "prompt"),
-        };
-        if tokens.is_empty() {
-            return Err(invalid(param, format!("{param} is empty")));
-        }
-        Ok(tokens)
-    }
-
-    fn checked(&self, tokens: &[u32]) -> Result<Vec<Token>, GenerateError> {
-        tokens
-            .iter()
-            .map(|&token| {
-                self.model.valid_token(token).ok_or_else(|| {
-                    invalid(
-                        "prompt",
-                        format!("token {token} is not in this model's vocabulary"),
-                    )
-                })
-            })
-            .collect()
-    }
-
-    fn chat_tokens(&self, prompt: &ChatPrompt) -> Result<Vec<Token>, GenerateError> {
-        let template_error = |error: &TemplateError| invalid("messages", error.to_string());
-        let template = self.template.as_ref().map_err(template_error)?;
-        let pieces = template
-            .render(prompt)
-            .map_err(|error| template_error(&error))?;
-        // A template that prints BOS itself must not get a second one.
-        let prints_bos = self
-            .model
-            .bos()
-            .map(|bos| self.model.token_text(bos))
-            .is_some_and(|bos| !bos.is_empty() && pieces[0].starts_with(&bos));
-        let mut tokens = Vec::new();
-        for (index, piece) in pieces.iter().enumerate() {
-            let add_special = index == 0 && !prints_bos;
-            tokens.extend(self.model.tokenize(piece, add_special, true));
-        }
-        Ok(tokens)
-    }
-
     fn shutdown(&self) {
         self.stop.store(true, Ordering::Relaxed);
         // Wakes an idle worker; a busy one sees the flag.
-        let _ = self.commands.try_send(Command::Stop);
+        self.bell.ring();
         let thread = self
             .thread
             .lock()
@@ -584,6 +523,10 @@ fn missing_instructions(system_info: &str) -> Option<&'static str> {
 fn first_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
+}
+
+fn tokens_u32(tokens: usize) -> u32 {
+    u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
 fn invalid(param: &'static str, message: String) -> GenerateError {

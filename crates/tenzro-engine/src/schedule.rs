@@ -11,6 +11,9 @@
 //! and then shares its cells, so a common prefix is computed once. Cached sequences are evicted
 //! least recently used first, and only when cells or sequence ids are needed; a running job is
 //! never evicted, because the buffer holds `parallel` full contexts.
+//!
+//! A job whose next token is not paid for is paused: it keeps its place and its cells, gets no items,
+//! and nobody waits for it.
 
 use std::collections::VecDeque;
 
@@ -102,9 +105,14 @@ struct Running {
     /// Leading tokens that are in the KV buffer.
     computed: usize,
     cached: usize,
+    is_paused: bool,
 }
 
 impl Running {
+    fn is_decoding(&self) -> bool {
+        self.seq.is_some() && !self.is_prefilling()
+    }
+
     fn is_prefilling(&self) -> bool {
         self.computed < self.prompt
     }
@@ -122,7 +130,7 @@ pub(crate) struct Scheduler {
     limits: Limits,
     tree: PrefixTree,
     waiting: VecDeque<(JobId, Vec<Token>)>,
-    /// In order of arrival.
+    /// In order of admission.
     running: Vec<Running>,
     retained: Vec<Retained>,
     free: Vec<SeqId>,
@@ -185,11 +193,45 @@ impl Scheduler {
         }
     }
 
-    /// Jobs that get one token in every step.
+    /// Fills free slots from the queue and notes which jobs may compute in the next step. `is_paid`
+    /// is asked once for each running job and then, while a slot is free, for the waiting ones in
+    /// their order. One that is not paid for stays where it is, and those behind it may pass.
+    pub(crate) fn admit(&mut self, is_paid: &mut dyn FnMut(JobId) -> bool) {
+        for running in &mut self.running {
+            running.is_paused = !is_paid(running.job);
+        }
+        let mut place = 0;
+        while self.running.len() < self.limits.parallel && place < self.waiting.len() {
+            if !is_paid(self.waiting[place].0) {
+                place += 1;
+                continue;
+            }
+            let (job, tokens) = self.waiting.remove(place).expect("within the queue");
+            self.running.push(Running {
+                job,
+                seq: None,
+                prompt: tokens.len(),
+                tokens,
+                computed: 0,
+                cached: 0,
+                is_paused: false,
+            });
+        }
+    }
+
+    /// Jobs that get one token in the next step.
     pub(crate) fn decoding(&self) -> usize {
         self.running
             .iter()
-            .filter(|running| running.seq.is_some() && !running.is_prefilling())
+            .filter(|running| running.is_decoding() && !running.is_paused)
+            .count()
+    }
+
+    /// Jobs with a slot that may compute.
+    pub(crate) fn active(&self) -> usize {
+        self.running
+            .iter()
+            .filter(|running| !running.is_paused)
             .count()
     }
 
@@ -226,9 +268,10 @@ impl Scheduler {
             })
     }
 
-    /// The next step; without items when there is nothing to compute. At most `prefill_tokens`
-    /// prompt tokens are in it. `is_intact` tells whether the first cell of a sequence is still in
-    /// the buffer.
+    /// The next step of the jobs that [`Self::admit`] let compute; without items when there is
+    /// nothing to compute before something is submitted, paid for or finished. At most
+    /// `prefill_tokens` prompt tokens are in it. `is_intact` tells whether the first cell of a
+    /// sequence is still in the buffer.
     ///
     /// The caller does the ops, computes the items and then calls [`Self::commit`]; a step whose
     /// computation failed is not committed and its tokens come again.
@@ -237,21 +280,8 @@ impl Scheduler {
         prefill_tokens: usize,
         is_intact: &dyn Fn(SeqId) -> bool,
     ) -> Step {
-        while self.running.len() < self.limits.parallel {
-            let Some((job, tokens)) = self.waiting.pop_front() else {
-                break;
-            };
-            self.running.push(Running {
-                job,
-                seq: None,
-                prompt: tokens.len(),
-                tokens,
-                computed: 0,
-                cached: 0,
-            });
-        }
         for index in 0..self.running.len() {
-            if self.running[index].seq.is_none() {
+            if self.running[index].seq.is_none() && !self.running[index].is_paused {
                 self.try_start(index, is_intact);
             }
         }
@@ -261,6 +291,7 @@ impl Scheduler {
             .iter()
             .map(|running| match running.seq {
                 None => Pending::Nothing,
+                Some(_) if running.is_paused => Pending::Nothing,
                 Some(_) if running.is_prefilling() => {
                     Pending::Prompt(running.prompt - running.computed)
                 }
@@ -396,7 +427,7 @@ impl Scheduler {
         let prompt = &self.running[index].tokens[..reusable];
         self.running
             .iter()
-            .filter(|other| other.seq.is_some() && other.is_prefilling())
+            .filter(|other| other.seq.is_some() && other.is_prefilling() && !other.is_paused)
             .any(|other| {
                 let common = common_prefix(&other.tokens[..other.prompt], prompt);
                 // What is cached may be what the other one has computed so far: then the rest

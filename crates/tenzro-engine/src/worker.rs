@@ -3,11 +3,13 @@
 
 mod admission;
 mod answer;
+mod bell;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::task::{Context as TaskContext, Waker};
 use std::time::Instant;
 
 use tenzro_protocol::inference::{Embeddings, GenerateError};
@@ -22,6 +24,7 @@ use crate::schedule::{Item, JobId, KvOp, Limits, Scheduler, Sharing, Step};
 pub(crate) use admission::{Admission, Counters, Permit};
 pub(crate) use answer::GenerateJob;
 use answer::{Answer, Outcome};
+pub(crate) use bell::Bell;
 
 /// A prompt chunk of fewer tokens is computed so soon that stopping it is not worth repeating what
 /// else is in the batch.
@@ -32,13 +35,14 @@ const ABORT_TOKENS_MIN: usize = 16;
 pub(crate) enum Command {
     Generate(Box<GenerateJob>),
     Embed(EmbedJob),
-    /// Only wakes the thread: the stop flag says the rest.
-    Stop,
+    /// Only wakes the thread: flags and budgets say the rest.
+    Look,
 }
 
 /// An admitted embedding request.
 #[derive(Debug)]
 pub(crate) struct EmbedJob {
+    /// None longer than [`crate::embedder::input_tokens_max`].
     pub(crate) inputs: Vec<Vec<Token>>,
     pub(crate) reply: oneshot::Sender<Result<Embeddings, GenerateError>>,
     /// Held until the answer is sent.
@@ -51,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     /// Ends the worker; also breaks a running computation off.
     pub(crate) stop: Arc<AtomicBool>,
+    /// Rung by whoever changes something that an idle worker has to look at.
+    pub(crate) bell: Arc<Bell>,
 }
 
 /// See the module header.
@@ -69,6 +75,9 @@ pub(crate) struct Worker {
     checks_intact: bool,
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
+    bell: Arc<Bell>,
+    /// Rings the bell.
+    waker: Waker,
 }
 
 impl Worker {
@@ -96,14 +105,18 @@ impl Worker {
             model,
             counters: shared.counters,
             stop: shared.stop,
+            waker: Waker::from(Arc::clone(&shared.bell)),
+            bell: shared.bell,
         }
     }
 
     /// Runs until the stop flag is raised.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         self.counters.set_cells_total(self.limits.cells);
+        // All jobs that there are, if any, are paused: nothing to do before the next command.
+        let mut is_idle = true;
         while !self.stop.load(Ordering::Relaxed) {
-            if self.answers.is_empty() && self.embedder.is_idle() {
+            if is_idle {
                 match commands.recv() {
                     Ok(command) => self.accept(command),
                     Err(_) => break,
@@ -113,11 +126,12 @@ impl Worker {
                 self.accept(command);
             }
             self.let_go();
-            self.step();
+            let has_computed = self.step();
             let chunk = self
                 .pace
-                .prefill_tokens(self.answers.len(), self.limits.batch_tokens);
+                .prefill_tokens(self.scheduler.active(), self.limits.batch_tokens);
             self.embedder.work(chunk);
+            is_idle = !has_computed && self.embedder.is_idle();
             self.publish();
         }
         let bye = GenerateError::Unavailable {
@@ -139,7 +153,7 @@ impl Worker {
                 self.answers.insert(id, answer);
             }
             Command::Embed(job) => self.embedder.push(job),
-            Command::Stop => {}
+            Command::Look => self.bell.quiet(),
         }
     }
 
@@ -158,7 +172,15 @@ impl Worker {
         }
     }
 
-    fn step(&mut self) {
+    /// False when there was nothing to compute.
+    fn step(&mut self) -> bool {
+        let task = TaskContext::from_waker(&self.waker);
+        let answers = &mut self.answers;
+        self.scheduler.admit(&mut |job| {
+            answers
+                .get_mut(&job)
+                .is_some_and(|answer| answer.is_paid(&task))
+        });
         let decoding = self.scheduler.decoding();
         let budget = self.pace.prefill_tokens(decoding, self.limits.batch_tokens);
         let (context, checks) = (&self.context, self.checks_intact);
@@ -177,9 +199,10 @@ impl Worker {
             }
         }
         if step.items.is_empty() {
-            return;
+            return false;
         }
         self.compute(&step);
+        true
     }
 
     fn compute(&mut self, step: &Step) {
@@ -263,6 +286,12 @@ impl Worker {
             return;
         };
         let cached = self.scheduler.cached_tokens(item.job);
+        // Before the client hears of it.
+        self.counters.generated.fetch_add(1, Ordering::Relaxed);
+        if item.is_prompt {
+            let cached = u64::try_from(cached).unwrap_or(0);
+            self.counters.cached.fetch_add(cached, Ordering::Relaxed);
+        }
         answer.start(cached);
         let logits = self.context.logits(output);
         match answer.advance(&self.model, logits, &self.end_tokens) {
@@ -271,11 +300,6 @@ impl Worker {
                 self.answers.remove(&item.job);
                 self.scheduler.finish(item.job);
             }
-        }
-        self.counters.generated.fetch_add(1, Ordering::Relaxed);
-        if item.is_prompt {
-            let cached = u64::try_from(cached).unwrap_or(0);
-            self.counters.cached.fetch_add(cached, Ordering::Relaxed);
         }
     }
 

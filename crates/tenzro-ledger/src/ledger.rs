@@ -1,12 +1,13 @@
 //! The ledger as everything above it sees it: one alloy provider over whichever chain, and the
 //! addresses of the contracts there.
 
+pub(crate) mod logs;
 pub(crate) mod repeat;
 
 use std::time::Duration;
 
 use alloy::network::Ethereum;
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use alloy::providers::{DynProvider, Provider, ProviderBuilder};
 use alloy::rpc::client::RpcClient;
 use alloy::transports::TransportError;
@@ -70,6 +71,12 @@ pub enum LedgerError {
     /// It is reorganised again and again while it is read.
     #[error("the chain changes faster than it can be read")]
     Reorganising,
+    /// Who answers does not have the newest blocks.
+    #[error("the chain's node lags behind: it does not have the newest blocks yet")]
+    Lagging,
+    /// What became of a transaction cannot be told by its receipt.
+    #[error("the receipt of transaction {0} does not tell what it did")]
+    Receipt(B256),
     /// The chain is another one than before.
     #[error("the chain has id {actual}, but the settings are for {expected}")]
     OtherChain {
@@ -97,7 +104,7 @@ impl LedgerError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising
+            Self::Transport(_) | Self::Unreachable(_) | Self::Reorganising | Self::Lagging
         )
     }
 }
@@ -194,6 +201,11 @@ impl Ledger {
     /// EIP-155 id of the chain.
     pub fn chain_id(&self) -> u64 {
         self.chain_id
+    }
+
+    /// Height of the newest block.
+    pub async fn head(&self) -> Result<u64, LedgerError> {
+        Ok(self.provider.get_block_number().await?)
     }
 
     /// Transactions that the account has sent.

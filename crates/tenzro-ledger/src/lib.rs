@@ -1,6 +1,7 @@
-//! Money and registration: the contracts, transactions to them, the chain they run on, wallets, and
-//! a view of the provider registry.
+//! Money and registration: the contracts, transactions to them, the chain they run on, wallets, payment
+//! channels, and a view of the provider registry.
 
+pub mod channels;
 pub mod contracts;
 mod deploy;
 pub mod embedded;
@@ -12,7 +13,7 @@ mod transaction;
 mod views;
 mod wallet;
 
-pub use alloy::primitives::{Address, B256, Bytes};
+pub use alloy::primitives::{Address, B256, Bytes, U256};
 pub use alloy::rpc::types::TransactionReceipt;
 pub use alloy::signers::local::PrivateKeySigner;
 pub use alloy::transports::TransportError;

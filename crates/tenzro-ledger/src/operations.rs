@@ -1,4 +1,4 @@
-//! What a wallet can do on the ledger, each as one transaction.
+//! What a wallet can do on the ledger, each as one transaction. Channels: `channels/operations.rs`.
 
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::rpc::types::TransactionReceipt;
@@ -72,7 +72,7 @@ impl Operations<'_> {
         let registry = self.ledger.addresses().provider_registry;
         let amount = U256::from(amount.0);
         // The next permit has the next nonce, once this one is mined.
-        let _one_permit = self.account.permits().await;
+        let _one_permit = self.account.allowances().await;
         let owner = self.account.address();
         let tnzo = self.ledger.tnzo();
         let ledger_error = |error: alloy::contract::Error| LedgerError::from(error);

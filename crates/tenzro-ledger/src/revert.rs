@@ -5,6 +5,7 @@ use alloy::json_abi::{Error as AbiError, JsonAbi};
 use alloy::primitives::{U256, utils::format_ether};
 use alloy::sol_types::{Revert, SolError};
 
+use crate::channels::ChannelRefusal;
 use crate::contracts::{Faucet, PaymentChannels, ProviderRegistry, TNZO};
 
 /// `None` when nobody here knows that error.
@@ -85,7 +86,17 @@ fn known_refusal(data: &[u8]) -> Option<String> {
             tnzo(error.needed)
         ));
     }
-    None
+    if let Ok(error) = TNZO::ERC20InsufficientAllowance::abi_decode(data) {
+        return Some(format!(
+            "the contract may draw {} TNZO of the wallet, not {}",
+            tnzo(error.allowance),
+            tnzo(error.needed)
+        ));
+    }
+    match ChannelRefusal::of(data) {
+        ChannelRefusal::Other => None,
+        refusal => Some(refusal.to_string()),
+    }
 }
 
 fn tnzo(wei: U256) -> String {

@@ -104,8 +104,8 @@ pub struct Account {
     gas_salt: u64,
     /// Held while a transaction is made and sent, so that concurrent senders cannot take one nonce.
     sent: Mutex<Sent>,
-    /// Held from the signing of a permit until it is used.
-    permits: Mutex<()>,
+    /// Held while an allowance is given, by permit or not, until it is used.
+    allowances: Mutex<()>,
 }
 
 /// What went out from here.
@@ -129,7 +129,7 @@ impl Account {
             patience: RECEIPT_TIMEOUT,
             gas_salt: RandomState::new().hash_one(()) % GAS_SALT,
             sent: Mutex::default(),
-            permits: Mutex::default(),
+            allowances: Mutex::default(),
         }
     }
 
@@ -143,9 +143,9 @@ impl Account {
         self.signer.address()
     }
 
-    /// Waits until no other permit of this wallet is on its way.
-    pub(crate) async fn permits(&self) -> MutexGuard<'_, ()> {
-        self.permits.lock().await
+    /// Waits until no other allowance of this wallet is on its way.
+    pub(crate) async fn allowances(&self) -> MutexGuard<'_, ()> {
+        self.allowances.lock().await
     }
 
     /// The key, for signatures that are no transactions.
@@ -161,6 +161,16 @@ impl Account {
     ) -> Result<TransactionReceipt, SendError> {
         self.transact(TxKind::Call(contract), call.abi_encode().into())
             .await
+    }
+
+    /// Whether a call would succeed now; sends nothing.
+    pub(crate) async fn check<C: SolCall>(
+        &self,
+        contract: Address,
+        call: C,
+    ) -> Result<(), SendError> {
+        let draft = self.draft(TxKind::Call(contract), call.abi_encode().into());
+        draft.await.map(drop)
     }
 
     /// Creates a contract; the receipt has its address.

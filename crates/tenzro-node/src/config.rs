@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use tenzro_hub::HubConfig;
+use tenzro_protocol::amount::Wei;
 use tenzro_protocol::model_id::nearest;
 
 use crate::home::Home;
@@ -29,10 +30,12 @@ enum Kind {
     Port,
     Address,
     Flag,
+    /// TNZO.
+    Amount,
     Text,
 }
 
-const KNOWN: [Known; 24] = [
+const KNOWN: [Known; 27] = [
     known("rpc", Kind::Text, Some("http://127.0.0.1:8545")),
     known("node.host", Kind::Address, Some("127.0.0.1")),
     known("node.port", Kind::Port, Some("8545")),
@@ -54,6 +57,9 @@ const KNOWN: [Known; 24] = [
     known("serve.gpu_layers", Kind::Number, None),
     known("serve.queue_size", Kind::Number, Some("64")),
     known("serve.cors", Kind::Flag, Some("false")),
+    known("payments.window_tokens", Kind::Number, Some("32")),
+    known("payments.settle_amount", Kind::Amount, Some("10")),
+    known("payments.settle_seconds", Kind::Number, Some("600")),
     known("chat.model", Kind::Text, None),
     known("chat.system", Kind::Text, None),
     known("chat.max_tokens", Kind::Number, None),
@@ -300,6 +306,7 @@ fn check(known: &Known, value: &str, origin: &Origin) -> Result<(), ConfigError>
         Kind::Address => (value.parse::<IpAddr>().is_ok(), "an IP address"),
         Kind::Block => (value.parse::<u64>().is_ok(), "a whole number"),
         Kind::Flag => (value.parse::<bool>().is_ok(), "true or false"),
+        Kind::Amount => (Wei::parse_tnzo(value).is_ok(), "an amount of TNZO"),
         Kind::Text => (true, "text"),
     };
     if is_valid {

@@ -1,5 +1,5 @@
 //! Where this user's files are: `config.toml`, `keystore/`, `rpc.token`, `node/`, `library/`, `models/`,
-//! `servers/<port>/`, `chats/`.
+//! `payments/`, `servers/<port>/`, `chats/`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -40,6 +40,11 @@ impl Home {
     /// The node's state, log and ledger.
     pub fn node(&self) -> PathBuf {
         self.root.join("node")
+    }
+
+    /// Books of payment channels: what this home's wallets earned and spent.
+    pub fn payments(&self) -> PathBuf {
+        self.root.join("payments")
     }
 
     /// One directory for each running model server.

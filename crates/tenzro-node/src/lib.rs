@@ -9,7 +9,9 @@
 //! ```
 
 pub mod config;
+mod billing;
 mod directory;
+mod escrow;
 mod health;
 mod home;
 mod http_client;
@@ -25,6 +27,7 @@ pub mod openai_client;
 mod operator_token;
 mod probe;
 mod registration;
+mod sale;
 mod servers;
 mod upstream;
 
@@ -35,6 +38,7 @@ pub use model_server::{ModelServer, ServeOptions, Source, StartError};
 pub use network::{Network, NetworkError};
 pub use node::{Node, NodeStartError};
 pub use node_client::{NodeClient, NodeError};
+pub use sale::{Goods, Sale, SaleError};
 pub use registration::{Recorded, Registration, RegistrationError, forget};
 pub use servers::{
     LedgerPlace, NodeRecord, ServerRecord, Servers, Slot, is_node_running, running_node,

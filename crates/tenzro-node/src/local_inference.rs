@@ -8,7 +8,8 @@ use futures::future::BoxFuture;
 use tenzro_api::{GenerateStream, Inference};
 use tenzro_engine::Engine;
 use tenzro_protocol::inference::{
-    EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest, ModelCard, ServerState,
+    EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest, ModelCard, PromptSize,
+    ServerState,
 };
 
 /// An engine that may not be loaded yet.
@@ -41,6 +42,26 @@ fn loading() -> GenerateError {
     }
 }
 
+/// Rendering and tokenizing a long prompt takes milliseconds: not on a thread that answers health
+/// checks.
+async fn tokenizing<T: Send + 'static>(
+    engine: Option<Engine>,
+    work: impl FnOnce(&Engine) -> Result<T, GenerateError> + Send + 'static,
+) -> Result<T, GenerateError> {
+    let engine = engine.ok_or_else(loading)?;
+    let done = tokio::task::spawn_blocking(move || work(&engine)).await;
+    done.map_err(|error| GenerateError::Internal {
+        message: error.to_string(),
+    })?
+}
+
+fn exact(tokens: u32) -> PromptSize {
+    PromptSize {
+        tokens,
+        is_exact: true,
+    }
+}
+
 impl Inference for LocalInference {
     fn state(&self) -> ServerState {
         match self.loaded.get() {
@@ -66,14 +87,20 @@ impl Inference for LocalInference {
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
         let engine = self.engine().cloned();
         Box::pin(async move {
-            let engine = engine.ok_or_else(loading)?;
-            // Rendering and tokenizing a long prompt takes milliseconds: not on a thread that
-            // answers health checks.
-            let admitted = tokio::task::spawn_blocking(move || engine.generate(request));
-            let stream = admitted.await.map_err(|error| GenerateError::Internal {
-                message: error.to_string(),
-            })??;
+            let stream = tokenizing(engine, move |engine| engine.generate(request)).await?;
             Ok(stream.boxed())
+        })
+    }
+
+    fn count_prompt(
+        &self,
+        _model: &str,
+        request: &GenerateRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        let (engine, request) = (self.engine().cloned(), request.clone());
+        Box::pin(async move {
+            let tokens = tokenizing(engine, move |engine| engine.count_prompt(&request));
+            Ok(exact(tokens.await?))
         })
     }
 
@@ -84,6 +111,18 @@ impl Inference for LocalInference {
     ) -> BoxFuture<'static, Result<Embeddings, GenerateError>> {
         let engine = self.engine().cloned();
         Box::pin(async move { engine.ok_or_else(loading)?.embed(request).await })
+    }
+
+    fn count_inputs(
+        &self,
+        _model: &str,
+        request: &EmbedRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        let (engine, request) = (self.engine().cloned(), request.clone());
+        Box::pin(async move {
+            let tokens = tokenizing(engine, move |engine| engine.count_inputs(&request));
+            Ok(exact(tokens.await?))
+        })
     }
 
     fn gauges(&self) -> Option<EngineGauges> {

@@ -10,9 +10,12 @@ use tenzro_engine::{Engine, EngineConfig, LoadError, ModelInfo};
 use tenzro_hub::LibraryEntry;
 use tenzro_protocol::inference::ModelCard;
 
+use crate::billing::Till;
 use crate::home::Home;
 use crate::local_inference::LocalInference;
 use crate::openai_client::{ClientError, OpenAiClient};
+use crate::operator_token::ensure_operator_token;
+use crate::sale::Sale;
 use crate::servers::{LedgerPlace, ServerRecord, Servers, Slot};
 use crate::upstream::Upstream;
 
@@ -48,6 +51,8 @@ pub struct ServeOptions {
     pub source: Source,
     /// Allow pages of other origins.
     pub cors: bool,
+    /// Takes payments; without it everybody is served for free.
+    pub sale: Option<Arc<Sale>>,
 }
 
 /// Why a model server did not start.
@@ -282,7 +287,14 @@ impl ModelServer {
             fingerprint: concat!("tenzro-", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: Limits::default(),
         };
-        let server = match Server::bind(config, inference).await {
+        let billing = match &options.sale {
+            Some(sale) => {
+                let token = ensure_operator_token(home).map_err(registry)?;
+                Some(Till::new(sale.payee().clone(), &token))
+            }
+            None => None,
+        };
+        let server = match Server::bind(config, inference, billing).await {
             Ok(server) => server,
             Err(source) => {
                 let running = servers.running().map_err(registry)?;

@@ -167,7 +167,8 @@ fn open_lock(directory: &Path) -> io::Result<File> {
         .open(directory.join("lock"))
 }
 
-fn is_held(directory: &Path) -> bool {
+/// Whether a process has claimed that directory.
+pub(crate) fn is_held(directory: &Path) -> bool {
     let Ok(lock) = File::options().write(true).open(directory.join("lock")) else {
         return false;
     };

@@ -1,22 +1,25 @@
 //! Any OpenAI-compatible server as the engine: vLLM, SGLang, llama-server, Ollama and others. Tokens
 //! are counted by the usage that it reports.
 
+mod answer;
+mod prompt_bound;
+
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
-use futures::{Stream, StreamExt};
 use tenzro_api::{GenerateStream, Inference};
 use tenzro_protocol::inference::{
-    Delta, EmbedRequest, Embeddings, EngineGauges, FinishReason, Finished, GenerateError,
-    GenerateEvent, GenerateRequest, ModelCard, Prompt, ScoredToken, ServerState, Started,
-    TokenLogprob, Usage,
+    EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest, ModelCard, Prompt,
+    PromptSize, ServerState,
 };
-use tenzro_protocol::openai::chat::{ChatChunk, ChatRequest, Content, Message};
-use tenzro_protocol::openai::completions::{Completion, CompletionRequest, Input};
+use tenzro_protocol::openai::chat::{ChatRequest, Content, Message};
+use tenzro_protocol::openai::completions::{CompletionRequest, Input};
 use tenzro_protocol::openai::embeddings::{EmbeddingRequest, EncodingFormat, Vector};
 use tenzro_protocol::openai::{self, Parameters, Stop, StreamOptions};
 
-use crate::openai_client::{Chunks, ClientError, OpenAiClient};
+use crate::openai_client::{ClientError, OpenAiClient};
+use answer::{Allowance, events};
 
 /// One model of an upstream server, served under our id.
 #[derive(Debug)]
@@ -51,6 +54,10 @@ impl Inference for Upstream {
         let (client, name) = (self.client.clone(), self.name.clone());
         Box::pin(async move {
             let parameters = parameters(&request);
+            let allowance = Allowance {
+                answer_tokens_max: request.max_tokens,
+                budget: request.budget,
+            };
             match request.prompt {
                 Prompt::Chat(prompt) => {
                     let messages = prompt.messages.into_iter().map(|message| Message {
@@ -70,7 +77,7 @@ impl Inference for Upstream {
                         ..ChatRequest::default()
                     };
                     let chunks = client.chat(&chat).await.map_err(|error| refused(&error))?;
-                    Ok(events(chunks).boxed())
+                    Ok(events(chunks, allowance).boxed())
                 }
                 prompt => {
                     let input = input_of(prompt)?;
@@ -84,10 +91,20 @@ impl Inference for Upstream {
                         other: openai::Other::default(),
                     };
                     let chunks = client.complete(&completion).await;
-                    Ok(events(chunks.map_err(|error| refused(&error))?).boxed())
+                    let chunks = chunks.map_err(|error| refused(&error))?;
+                    Ok(events(chunks, allowance).boxed())
                 }
             }
         })
+    }
+
+    fn count_prompt(
+        &self,
+        _model: &str,
+        request: &GenerateRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        let tokens = prompt_bound::prompt_tokens_max(&request.prompt);
+        Box::pin(async move { Ok(at_most(tokens)) })
     }
 
     fn embed(
@@ -129,6 +146,19 @@ impl Inference for Upstream {
         })
     }
 
+    fn count_inputs(
+        &self,
+        _model: &str,
+        request: &EmbedRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        let bound = |input: &Prompt| match input {
+            Prompt::Chat(_) => Err(conversation()),
+            input => Ok(prompt_bound::prompt_tokens_max(input)),
+        };
+        let tokens = request.inputs.iter().map(bound).sum::<Result<u64, _>>();
+        Box::pin(async move { tokens.map(at_most) })
+    }
+
     fn gauges(&self) -> Option<EngineGauges> {
         None
     }
@@ -165,180 +195,21 @@ fn input_of(prompt: Prompt) -> Result<Input, GenerateError> {
     match prompt {
         Prompt::Text(text) => Ok(Input::Text(text)),
         Prompt::Tokens(tokens) => Ok(Input::Tokens(tokens)),
-        Prompt::Chat(_) => Err(GenerateError::Invalid {
-            param: "input",
-            message: "a conversation cannot be embedded".to_owned(),
-        }),
+        Prompt::Chat(_) => Err(conversation()),
     }
 }
 
-/// What one chunk of either endpoint adds.
-#[derive(Debug, Default)]
-struct Part {
-    text: String,
-    logprobs: Vec<TokenLogprob>,
-    finish_reason: Option<String>,
-    usage: Option<openai::Usage>,
-}
-
-impl From<ChatChunk> for Part {
-    fn from(chunk: ChatChunk) -> Self {
-        let mut part = Self {
-            usage: chunk.usage.flatten(),
-            ..Self::default()
-        };
-        if let Some(choice) = chunk.choices.into_iter().next() {
-            part.text = choice.delta.content.unwrap_or_default();
-            part.finish_reason = choice.finish_reason;
-            let tokens = choice.logprobs.and_then(|logprobs| logprobs.content);
-            part.logprobs = tokens.into_iter().flatten().map(scored).collect();
-        }
-        part
+fn conversation() -> GenerateError {
+    GenerateError::Invalid {
+        param: "input",
+        message: "a conversation cannot be embedded".to_owned(),
     }
 }
 
-impl From<Completion> for Part {
-    fn from(chunk: Completion) -> Self {
-        let mut part = Self {
-            usage: chunk.usage,
-            ..Self::default()
-        };
-        if let Some(choice) = chunk.choices.into_iter().next() {
-            part.text = choice.text;
-            part.finish_reason = choice.finish_reason;
-            let logprobs = choice.logprobs.unwrap_or_default();
-            let tops = logprobs
-                .top_logprobs
-                .into_iter()
-                .map(Some)
-                .chain(std::iter::repeat(None));
-            part.logprobs = logprobs
-                .tokens
-                .into_iter()
-                .zip(logprobs.token_logprobs)
-                .zip(tops)
-                .map(|((token, logprob), top)| TokenLogprob {
-                    chosen: scored_text(token, logprob),
-                    top: top
-                        .into_iter()
-                        .flatten()
-                        .map(|(token, logprob)| scored_text(token, logprob))
-                        .collect(),
-                })
-                .collect();
-        }
-        part
-    }
-}
-
-fn scored(token: openai::chat::TokenLogprob) -> TokenLogprob {
-    let one = |text: String, bytes: Option<Vec<u8>>, logprob| ScoredToken {
-        bytes: bytes.unwrap_or_else(|| text.into_bytes()),
-        logprob,
-    };
-    TokenLogprob {
-        chosen: one(token.token, token.bytes, token.logprob),
-        top: token
-            .top_logprobs
-            .into_iter()
-            .map(|top| one(top.token, top.bytes, top.logprob))
-            .collect(),
-    }
-}
-
-fn scored_text(text: String, logprob: f32) -> ScoredToken {
-    ScoredToken {
-        bytes: text.into_bytes(),
-        logprob,
-    }
-}
-
-/// The events of an answer. The prompt's size is known only at its end, so `Started` says 0.
-fn events<T: Into<Part> + 'static>(
-    chunks: Chunks<T>,
-) -> impl Stream<Item = Result<GenerateEvent, GenerateError>> + Send {
-    struct State<T> {
-        chunks: Chunks<T>,
-        has_started: bool,
-        is_over: bool,
-        reason: Option<FinishReason>,
-        usage: Option<openai::Usage>,
-        deltas: u32,
-    }
-    let state = State {
-        chunks,
-        has_started: false,
-        is_over: false,
-        reason: None,
-        usage: None,
-        deltas: 0,
-    };
-    futures::stream::unfold(state, async |mut state| {
-        if state.is_over {
-            return None;
-        }
-        if !std::mem::replace(&mut state.has_started, true) {
-            let started = Started {
-                prompt_tokens: 0,
-                cached_tokens: 0,
-                queued: Duration::ZERO,
-            };
-            return Some((Ok(GenerateEvent::Started(started)), state));
-        }
-        loop {
-            let part: Part = match state.chunks.next().await {
-                Some(Ok(chunk)) => chunk.into(),
-                Some(Err(error)) => {
-                    state.is_over = true;
-                    return Some((Err(refused(&error)), state));
-                }
-                None => {
-                    state.is_over = true;
-                    let finished = match state.reason {
-                        Some(reason) => Ok(GenerateEvent::Finished(Finished {
-                            reason,
-                            usage: usage_of(state.usage, state.deltas),
-                        })),
-                        None => Err(not_understood("its answer has no finish_reason")),
-                    };
-                    return Some((finished, state));
-                }
-            };
-            state.usage = part.usage.or(state.usage);
-            if let Some(reason) = part.finish_reason {
-                state.reason = Some(match reason.as_str() {
-                    "length" => FinishReason::Length,
-                    _ => FinishReason::Stop,
-                });
-            }
-            if !part.text.is_empty() || !part.logprobs.is_empty() {
-                let tokens = u32::try_from(part.logprobs.len()).unwrap_or(1).max(1);
-                state.deltas = state.deltas.saturating_add(tokens);
-                let delta = Delta {
-                    text: part.text,
-                    token_count: tokens,
-                    logprobs: part.logprobs,
-                };
-                return Some((Ok(GenerateEvent::Delta(delta)), state));
-            }
-        }
-    })
-}
-
-/// Servers that report no usage send one token in each chunk.
-fn usage_of(reported: Option<openai::Usage>, deltas: u32) -> Usage {
-    match reported {
-        Some(usage) => Usage {
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            cached_tokens: usage
-                .prompt_tokens_details
-                .map_or(0, |details| details.cached_tokens),
-        },
-        None => Usage {
-            completion_tokens: deltas,
-            ..Usage::default()
-        },
+fn at_most(tokens: u64) -> PromptSize {
+    PromptSize {
+        tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+        is_exact: false,
     }
 }
 

@@ -82,6 +82,13 @@ pub enum EscrowError {
 
 /// The escrow contract, acted on by one wallet.
 pub trait Escrow: Send + Sync + fmt::Debug + 'static {
+    /// The id of the channel that a payer opens to this wallet with these parameters.
+    fn channel_id(&self, payer: Address, salt: B256, authorized_signer: Address) -> B256;
+
+    /// Whether a deposit is signed by who gives it, for this escrow and for what it says it is for. Asks
+    /// nobody; the error says what is wrong.
+    fn check(&self, deposit: &SignedDeposit) -> Result<(), String>;
+
     /// The channel now, with as many confirmations as the ledger is trusted after; `None` where there is none.
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>>;
 

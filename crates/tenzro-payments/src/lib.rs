@@ -13,9 +13,15 @@
 //! the payer.
 
 pub mod authorization;
+pub mod books;
+mod challenge;
+pub mod channel;
 pub mod escrow;
+pub mod payee;
 pub mod payer;
 pub mod price;
+pub mod refusal;
+pub mod settlement;
 pub mod signature;
 pub mod voucher;
 pub mod wire;

@@ -7,9 +7,14 @@
 //! ```
 //!
 //! Dropping the stream cancels the work. Requests for `n` choices are `n` generations: the engine
-//! shares their common prefix.
+//! shares their common prefix. With a [`TokenBudget`] the events come as far as tokens are in it,
+//! and go on when more are added.
+
+mod token_budget;
 
 use std::time::Duration;
+
+pub use token_budget::{TokenBudget, TokenHold};
 
 /// What an engine is asked to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +64,20 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// `Some(n)`: report each token's log probability and its `n` likeliest alternatives (0–20).
     pub logprobs: Option<u8>,
+    /// How many tokens may be computed before more are added; `None` is no limit. Each generated
+    /// token costs one, the end-of-generation token included. While the budget is empty nothing
+    /// is computed, the prompt neither; the generation keeps its place. It is shared by the choices
+    /// of one request.
+    pub budget: Option<TokenBudget>,
+}
+
+/// How large a prompt is, or all inputs of an [`EmbedRequest`] together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptSize {
+    /// Tokens of the rendered prompt.
+    pub tokens: u32,
+    /// Whether the engine will count just as many; else it will count as many or fewer.
+    pub is_exact: bool,
 }
 
 /// How the next token is chosen. `None` is the engine's default for the model.
@@ -153,6 +172,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the end of the context was reached.
     Length,
+    /// The client stopped paying. Said by the HTTP edge, never by an engine.
+    PaymentRequired,
 }
 
 /// Tokens used by one generation.

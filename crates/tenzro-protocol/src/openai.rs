@@ -216,5 +216,6 @@ pub fn finish_reason(reason: inference::FinishReason) -> &'static str {
     match reason {
         inference::FinishReason::Stop => "stop",
         inference::FinishReason::Length => "length",
+        inference::FinishReason::PaymentRequired => "payment_required",
     }
 }

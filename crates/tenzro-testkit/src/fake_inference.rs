@@ -1,7 +1,10 @@
 //! A deterministic engine for tests of the HTTP side: each test says what it answers, and whether a
-//! stream was dropped before its end.
+//! stream was dropped before its end. Like the built-in engine it starts with the first token that
+//! is paid for and says none beyond the budget.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -9,10 +12,16 @@ use futures::future::BoxFuture;
 use tenzro_api::{GenerateStream, Inference};
 use tenzro_protocol::inference::{
     Delta, EmbedRequest, Embeddings, EngineGauges, FinishReason, Finished, GenerateError,
-    GenerateEvent, GenerateRequest, ModelCard, ScoredToken, ServerState, Started, TokenLogprob,
-    Usage,
+    GenerateEvent, GenerateRequest, ModelCard, PromptSize, ScoredToken, ServerState, Started,
+    TokenHold, TokenLogprob, Usage,
 };
 use tokio::sync::watch;
+
+/// Tokens of every prompt.
+pub const PROMPT_TOKENS: u32 = 5;
+
+/// Tokens of the inputs of every [`EmbedRequest`], all together.
+pub const INPUT_TOKENS: u32 = 3;
 
 /// What the engine does with every request.
 #[derive(Debug, Clone)]
@@ -25,6 +34,8 @@ pub enum Script {
     Refuse(GenerateError),
     /// One piece, then this error.
     Break(GenerateError),
+    /// These pieces, then this error.
+    SayAndBreak(Vec<&'static str>, GenerateError),
 }
 
 /// See the module header.
@@ -32,6 +43,8 @@ pub enum Script {
 pub struct FakeInference {
     script: Script,
     state: ServerState,
+    prompt_size: PromptSize,
+    counted: AtomicUsize,
     dropped: Arc<watch::Sender<usize>>,
     released: Arc<watch::Sender<bool>>,
     requests: watch::Sender<Vec<GenerateRequest>>,
@@ -48,10 +61,30 @@ impl FakeInference {
         Self {
             script,
             state,
+            prompt_size: PromptSize {
+                tokens: PROMPT_TOKENS,
+                is_exact: true,
+            },
+            counted: AtomicUsize::new(0),
             dropped: Arc::new(watch::Sender::new(0)),
             released: Arc::new(watch::Sender::new(false)),
             requests: watch::Sender::default(),
         }
+    }
+
+    /// Knows no more of a prompt than that it has at most so many tokens, until its answer is complete.
+    #[must_use]
+    pub fn guessing(mut self, tokens_max: u32) -> Self {
+        self.prompt_size = PromptSize {
+            tokens: tokens_max,
+            is_exact: false,
+        };
+        self
+    }
+
+    /// How often it was asked for the size of a prompt or of inputs.
+    pub fn counted(&self) -> usize {
+        self.counted.load(Ordering::Relaxed)
     }
 
     /// Requests so far, oldest first.
@@ -150,6 +183,8 @@ impl Inference for FakeInference {
         request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
         let logprobs = request.logprobs;
+        let is_exact = self.prompt_size.is_exact;
+        let hold = TokenHold::new(request.budget.clone());
         self.requests.send_modify(|requests| requests.push(request));
         let script = self.script.clone();
         let guard = Guard {
@@ -162,6 +197,7 @@ impl Inference for FakeInference {
                 Script::Say(pieces) => (pieces, false, None),
                 Script::SayAndWait(piece) => (vec![piece], true, None),
                 Script::Break(error) => (vec!["half"], false, Some(error)),
+                Script::SayAndBreak(pieces, error) => (pieces, false, Some(error)),
                 Script::Refuse(error) => {
                     guard.over();
                     return Err(error);
@@ -169,12 +205,24 @@ impl Inference for FakeInference {
             };
             let tokens = u32::try_from(pieces.len()).expect("few pieces");
             let started = GenerateEvent::Started(Started {
-                prompt_tokens: 5,
+                prompt_tokens: if is_exact { PROMPT_TOKENS } else { 0 },
                 cached_tokens: 2,
                 queued: Duration::ZERO,
             });
-            let head = std::iter::once(started)
-                .chain(pieces.into_iter().map(move |text| piece(text, logprobs)));
+            let is_metered = tokens > 0;
+            let said = pieces
+                .into_iter()
+                .map(move |text| (piece(text, logprobs), 1));
+            let events = std::iter::once((started, 0)).chain(said);
+            let head =
+                futures::stream::unfold((hold, events), move |(mut hold, mut events)| async move {
+                    let (event, tokens) = events.next()?;
+                    if is_metered {
+                        poll_fn(|task| hold.poll_hold(task)).await;
+                    }
+                    hold.spend(tokens);
+                    Some((Ok(event), (hold, events)))
+                });
             let last = async move {
                 if waits {
                     let _ = released.wait_for(|released| *released).await;
@@ -185,16 +233,31 @@ impl Inference for FakeInference {
                     None => Ok(GenerateEvent::Finished(Finished {
                         reason: FinishReason::Stop,
                         usage: Usage {
-                            prompt_tokens: 5,
+                            prompt_tokens: PROMPT_TOKENS,
                             completion_tokens: tokens,
                             cached_tokens: 2,
                         },
                     })),
                 }
             };
-            let head = futures::stream::iter(head.map(Ok).collect::<Vec<_>>());
             Ok(head.chain(futures::stream::once(last)).boxed())
         })
+    }
+
+    fn count_prompt(
+        &self,
+        _model: &str,
+        _request: &GenerateRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        self.counted.fetch_add(1, Ordering::Relaxed);
+        // A full queue, for one, is no fault of the prompt.
+        let size = match &self.script {
+            Script::Refuse(
+                error @ (GenerateError::ContextLength { .. } | GenerateError::Invalid { .. }),
+            ) => Err(error.clone()),
+            _ => Ok(self.prompt_size),
+        };
+        Box::pin(async move { size })
     }
 
     fn embed(
@@ -206,7 +269,21 @@ impl Inference for FakeInference {
         Box::pin(async move {
             Ok(Embeddings {
                 vectors: vec![vec![0.6, 0.8]; count],
-                prompt_tokens: 3,
+                prompt_tokens: INPUT_TOKENS,
+            })
+        })
+    }
+
+    fn count_inputs(
+        &self,
+        _model: &str,
+        _request: &EmbedRequest,
+    ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
+        self.counted.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move {
+            Ok(PromptSize {
+                tokens: INPUT_TOKENS,
+                is_exact: true,
             })
         })
     }
@@ -216,5 +293,54 @@ impl Inference for FakeInference {
             running: 1,
             ..EngineGauges::default()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tenzro_protocol::inference::{Prompt, Sampling, TokenBudget};
+
+    use super::*;
+
+    #[test]
+    fn it_says_as_much_as_is_paid_for_and_counts_as_it_says() {
+        let budget = TokenBudget::new(0);
+        let request = GenerateRequest {
+            prompt: Prompt::Text("?".to_owned()),
+            max_tokens: None,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            budget: Some(budget.clone()),
+        };
+        let engine = FakeInference::new(Script::Say(vec!["a", "b", "c"]));
+        let counted = engine.count_prompt("fake", &request).now_or_never();
+        let counted = counted.expect("at once").expect("counted");
+        let mut stream = engine
+            .generate("fake", request)
+            .now_or_never()
+            .expect("at once")
+            .expect("admitted");
+        let mut ready = || {
+            let mut text = String::new();
+            while let Some(Some(event)) = stream.next().now_or_never() {
+                match event.expect("no error") {
+                    GenerateEvent::Started(started) => {
+                        assert_eq!(started.prompt_tokens, counted.tokens);
+                        text.push('>');
+                    }
+                    GenerateEvent::Delta(delta) => text.push_str(&delta.text),
+                    GenerateEvent::Finished(_) => text.push('.'),
+                }
+            }
+            text
+        };
+        assert_eq!(ready(), "");
+        budget.add(2);
+        assert_eq!((ready().as_str(), budget.left()), (">ab", 0));
+        budget.add(2);
+        assert_eq!((ready().as_str(), budget.left()), ("c.", 1));
     }
 }

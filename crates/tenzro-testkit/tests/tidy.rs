@@ -67,7 +67,9 @@ fn crates_depend_on_each_other_in_one_direction() {
         "tenzro-node > tenzro-engine",
         "tenzro-node > tenzro-hub",
         "tenzro-node > tenzro-ledger",
+        "tenzro-node > tenzro-payments",
         "tenzro-node > tenzro-protocol",
+        "tenzro-payments > tenzro-protocol",
         "tenzro-testkit > tenzro-api",
         "tenzro-testkit > tenzro-protocol",
     ];

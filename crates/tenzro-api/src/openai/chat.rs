@@ -2,9 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::{Extension, Json};
 use tenzro_protocol::inference::{
     self, ChatMessage, ChatPrompt, GenerateEvent, Prompt, ScoredToken,
 };
@@ -16,7 +16,8 @@ use tenzro_protocol::openai::{Usage, finish_reason};
 
 use super::Choices;
 use super::parameters::{Checked, check_other};
-use crate::error::ApiError;
+use crate::bill::Payer;
+use crate::error::{ApiError, Failure};
 use crate::extract::JsonBody;
 use crate::request_id;
 use crate::server::Limits;
@@ -29,8 +30,9 @@ const TOP_LOGPROBS_MAX: u32 = 20;
 /// Answers a conversation, as one body or as a stream.
 pub(crate) async fn create(
     State(state): State<AppState>,
+    payer: Option<Extension<Payer>>,
     JsonBody(request): JsonBody<ChatRequest>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Failure> {
     let admission = state.admit(&request.model)?;
     let (prompt, checked) = check(request, &state.limits)?;
     let frame = Frame {
@@ -40,15 +42,16 @@ pub(crate) async fn create(
         fingerprint: state.fingerprint.to_string(),
     };
     let requests = checked.requests(&Prompt::Chat(prompt));
-    let mut choices = Choices::start(&state, admission, requests, "messages").await?;
+    let payer = payer.map(|Extension(payer)| payer);
+    let terms = checked.terms("messages");
+    let mut choices = Choices::start(&state, admission, payer, requests, terms).await?;
     if checked.stream {
         choices.wait_for_first(state.limits.keep_alive).await?;
         let writer = Writer::new(frame, &checked);
         return Ok(sse::respond(choices, writer, state.limits.keep_alive));
     }
-    collect(choices, frame, checked.n)
-        .await
-        .map(|answer| Json(answer).into_response())
+    let answer = collect(&mut choices, frame, checked.n).await?;
+    Ok(choices.settle(Json(answer)).await?)
 }
 
 /// What is the same in all chunks of an answer.
@@ -165,7 +168,7 @@ fn check_message(index: usize, message: Message) -> Result<ChatMessage, ApiError
     })
 }
 
-async fn collect(mut choices: Choices, frame: Frame, n: u32) -> Result<ChatCompletion, ApiError> {
+async fn collect(choices: &mut Choices, frame: Frame, n: u32) -> Result<ChatCompletion, ApiError> {
     let mut answers: Vec<Choice> = (0..n)
         .map(|index| Choice {
             index,

@@ -1,16 +1,22 @@
 //! The generations of one request, side by side.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use tenzro_protocol::inference::{GenerateError, GenerateEvent, GenerateRequest};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use crate::error::ApiError;
+use crate::bill::{Bill, Payer, Terms};
+use crate::error::{ApiError, Failure};
 use crate::metrics::Observer;
 use crate::state::{Admission, AppState};
+
+/// What a client is told whose answer the end of the server cuts.
+pub(crate) const STOPPED: &str = "the server was stopped";
 
 type Numbered = (u32, Result<GenerateEvent, GenerateError>);
 
@@ -25,20 +31,31 @@ pub(crate) struct Choices {
     /// What the request calls its prompt, for errors.
     prompt: &'static str,
     cut: CancellationToken,
-    read_ahead: Option<ChoiceEvent>,
+    read_ahead: VecDeque<ChoiceEvent>,
+    /// `None` when they are free.
+    bill: Option<Bill>,
     /// Names the request in the log also when its answer is streamed.
     span: Span,
     _admission: Admission,
 }
 
 impl Choices {
-    /// Admits all requests or none.
+    /// Admits all requests or none. Where somebody pays, the money is set aside first.
     pub(crate) async fn start(
         state: &AppState,
         admission: Admission,
-        requests: Vec<GenerateRequest>,
-        prompt: &'static str,
-    ) -> Result<Self, ApiError> {
+        payer: Option<Payer>,
+        mut requests: Vec<GenerateRequest>,
+        terms: Terms,
+    ) -> Result<Self, Failure> {
+        let prompt = terms.prompt;
+        let bill = match payer {
+            Some(payer) => {
+                let requests = &mut requests;
+                Some(Bill::for_answers(state, payer, &admission.model, requests, terms).await?)
+            }
+            None => None,
+        };
         let mut events = SelectAll::new();
         let unfinished = requests.len();
         for (index, request) in (0u32..).zip(requests) {
@@ -65,33 +82,75 @@ impl Choices {
             has_failed: false,
             prompt,
             cut: state.cut.clone(),
-            read_ahead: None,
+            read_ahead: VecDeque::new(),
+            bill,
             span: Span::current(),
             _admission: admission,
         })
     }
 
-    /// Waits for the first event, so that an early error still becomes an HTTP status, but not
-    /// longer than `patience`: then the stream begins without.
+    /// Waits for the first text, so that an early error still becomes an HTTP status, but not longer
+    /// than `patience`: then the stream begins without.
     pub(crate) async fn wait_for_first(&mut self, patience: Duration) -> Result<(), ApiError> {
-        if let Ok(Some(first)) = tokio::time::timeout(patience, self.next()).await {
-            self.read_ahead = Some(Ok(first?));
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let Ok(Some(event)) = tokio::time::timeout_at(deadline, self.read()).await else {
+                return Ok(());
+            };
+            let event = event?;
+            let is_start = matches!(event.1, GenerateEvent::Started(_));
+            self.read_ahead.push_back(Ok(event));
+            if !is_start {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// The next event of any answer; `None` when all are finished. Nothing follows an error.
     pub(crate) async fn next(&mut self) -> Option<ChoiceEvent> {
-        if let Some(event) = self.read_ahead.take() {
-            return Some(event);
+        let event = match self.read_ahead.pop_front() {
+            Some(event) => event,
+            None => self.read().await?,
+        };
+        if let (Some(bill), Ok(event)) = (&mut self.bill, &event) {
+            bill.note(event);
         }
+        Some(event)
+    }
+
+    /// Who delivers the events from now on has to charge for them.
+    pub(crate) fn take_bill(&mut self) -> Option<Bill> {
+        self.bill.take()
+    }
+
+    /// Charges what was read, where somebody pays, before it leaves as one answer.
+    pub(crate) async fn settle(self, answer: impl IntoResponse) -> Result<Response, ApiError> {
+        match self.bill {
+            Some(bill) => bill.settle(answer).await,
+            None => Ok(answer.into_response()),
+        }
+    }
+
+    /// Cancelled when the server stops.
+    pub(crate) fn cut(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+
+    /// Gives all generations up; the server still waits for this answer when it stops.
+    pub(crate) fn cancel(&mut self) {
+        self.events.clear();
+        self.read_ahead.clear();
+        self.unfinished = 0;
+    }
+
+    async fn read(&mut self) -> Option<ChoiceEvent> {
         if self.has_failed {
             return None;
         }
         let next = tokio::select! {
             biased;
             () = self.cut.cancelled() => Some((0, Err(GenerateError::Unavailable {
-                message: "the server was stopped".to_owned(),
+                message: STOPPED.to_owned(),
             }))),
             next = self.events.next() => next,
         };

@@ -1,8 +1,8 @@
 //! `POST /v1/completions`.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::{Extension, Json};
 use tenzro_protocol::inference::{self, GenerateEvent, Prompt};
 use tenzro_protocol::openai::completions::{
     Completion, CompletionChunk, CompletionRequest, Input, TextChoice, TextLogprobs,
@@ -12,7 +12,8 @@ use tenzro_protocol::openai::{Usage, finish_reason};
 use super::Choices;
 use super::chat::unix_seconds;
 use super::parameters::{Checked, check_other};
-use crate::error::ApiError;
+use crate::bill::Payer;
+use crate::error::{ApiError, Failure};
 use crate::extract::JsonBody;
 use crate::request_id;
 use crate::server::Limits;
@@ -28,8 +29,9 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 /// Continues one or several prompts, as one body or as a stream.
 pub(crate) async fn create(
     State(state): State<AppState>,
+    payer: Option<Extension<Payer>>,
     JsonBody(request): JsonBody<CompletionRequest>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Failure> {
     let admission = state.admit(&request.model)?;
     let (prompts, echoes, checked) = check(request, &state.limits)?;
     let requests: Vec<_> = prompts
@@ -51,14 +53,15 @@ pub(crate) async fn create(
         shown_characters: vec![0; requests.len()],
         echoes,
     };
-    let mut choices = Choices::start(&state, admission, requests, "prompt").await?;
+    let payer = payer.map(|Extension(payer)| payer);
+    let terms = checked.terms("prompt");
+    let mut choices = Choices::start(&state, admission, payer, requests, terms).await?;
     if checked.stream {
         choices.wait_for_first(state.limits.keep_alive).await?;
         return Ok(sse::respond(choices, writer, state.limits.keep_alive));
     }
-    collect(choices, writer)
-        .await
-        .map(|answer| Json(answer).into_response())
+    let answer = collect(&mut choices, writer).await?;
+    Ok(choices.settle(Json(answer)).await?)
 }
 
 type Request = (Vec<Prompt>, Option<Vec<String>>, Checked);
@@ -138,7 +141,7 @@ pub(super) fn prompts_of(
     Ok(prompts)
 }
 
-async fn collect(mut choices: Choices, mut writer: Writer) -> Result<Completion, ApiError> {
+async fn collect(choices: &mut Choices, mut writer: Writer) -> Result<Completion, ApiError> {
     let mut answers: Vec<TextChoice> = (0u32..)
         .zip(&writer.usages)
         .map(|(index, _)| writer.empty(index))

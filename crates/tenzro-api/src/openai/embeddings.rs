@@ -1,7 +1,8 @@
 //! `POST /v1/embeddings`.
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tenzro_protocol::inference::EmbedRequest;
@@ -11,21 +12,30 @@ use tenzro_protocol::openai::embeddings::{
 
 use super::completions::prompts_of;
 use super::parameters::check_other;
-use crate::error::ApiError;
+use crate::bill::{Bill, Payer};
+use crate::error::{ApiError, Failure};
 use crate::extract::JsonBody;
 use crate::state::AppState;
 
 /// Embeds all inputs or none.
 pub(crate) async fn create(
     State(state): State<AppState>,
+    payer: Option<Extension<Payer>>,
     JsonBody(request): JsonBody<EmbeddingRequest>,
-) -> Result<Json<EmbeddingList>, ApiError> {
+) -> Result<Response, Failure> {
     let admission = state.admit(&request.model)?;
     check_other(&request.other)?;
     let inputs = prompts_of(request.input, "input", state.limits.inputs_max)?;
+    let inputs = EmbedRequest { inputs };
+    let bill = match payer {
+        Some(Extension(payer)) => {
+            Some(Bill::for_inputs(&state, payer, &admission.model, &inputs).await?)
+        }
+        None => None,
+    };
     let embeddings = state
         .inference
-        .embed(&admission.model.id, EmbedRequest { inputs })
+        .embed(&admission.model.id, inputs)
         .await
         .map_err(|error| ApiError::from_engine(&error, "input"))?;
     let length = embeddings.vectors.first().map_or(0, Vec::len);
@@ -36,7 +46,8 @@ pub(crate) async fn create(
         return Err(ApiError::invalid(
             "dimensions",
             format!("this model's embeddings have {length} dimensions and cannot be shortened"),
-        ));
+        )
+        .into());
     }
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let data = (0u32..)
@@ -47,7 +58,7 @@ pub(crate) async fn create(
             embedding: encode(vector, format),
         })
         .collect();
-    Ok(Json(EmbeddingList {
+    let answer = Json(EmbeddingList {
         object: "list".to_owned(),
         data,
         model: admission.model.id,
@@ -55,7 +66,11 @@ pub(crate) async fn create(
             prompt_tokens: embeddings.prompt_tokens,
             total_tokens: embeddings.prompt_tokens,
         },
-    }))
+    });
+    match bill {
+        Some(bill) => Ok(bill.settle_inputs(embeddings.prompt_tokens, answer).await?),
+        None => Ok(answer.into_response()),
+    }
 }
 
 fn encode(vector: Vec<f32>, format: EncodingFormat) -> Vector {

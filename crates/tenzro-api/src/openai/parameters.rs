@@ -4,6 +4,7 @@ use serde_json::Value;
 use tenzro_protocol::inference::{GenerateRequest, Prompt, Sampling};
 use tenzro_protocol::openai::{Other, Parameters};
 
+use crate::bill::Terms;
 use crate::error::ApiError;
 use crate::server::Limits;
 
@@ -118,8 +119,18 @@ impl Checked {
                 stop,
                 ignore_eos: parameters.ignore_eos.unwrap_or(false),
                 logprobs,
+                budget: None,
             },
         })
+    }
+
+    /// What whoever pays has to know; `prompt` is what the request calls its prompt.
+    pub(crate) fn terms(&self, prompt: &'static str) -> Terms {
+        Terms {
+            n: self.n,
+            is_stream: self.stream,
+            prompt,
+        }
     }
 
     /// The requests for the `n` answers to one prompt. Each gets a seed of its own.

@@ -2,16 +2,23 @@
 
 mod answers;
 mod connections;
+mod gate;
 mod operation;
+mod paid;
+mod paid_streams;
 mod refusals;
+mod till;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tenzro_api::billing::Billing;
 use tenzro_api::{Inference, Limits, Server, ServerConfig};
 use tenzro_protocol::sse::SseParser;
 use tenzro_testkit::fake_inference::{FakeInference, Script};
+
+use crate::till::Till;
 
 struct Setup {
     server: Server,
@@ -38,11 +45,25 @@ impl Setup {
     }
 
     async fn with(config: ServerConfig, engine: FakeInference) -> Self {
+        Self::open(config, engine, None).await
+    }
+
+    /// For money.
+    async fn paid(engine: FakeInference, till: &Till) -> Self {
+        Self::open(config(), engine, Some(Arc::new(till.clone()))).await
+    }
+
+    async fn open(
+        config: ServerConfig,
+        engine: FakeInference,
+        billing: Option<Arc<dyn Billing>>,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let engine = Arc::new(engine);
         let inference: Arc<dyn Inference> = engine.clone();
+        let server = Server::bind(config, inference, billing).await;
         Self {
-            server: Server::bind(config, inference).await.expect("a free port"),
+            server: server.expect("a free port"),
             engine,
             http: reqwest::Client::new(),
         }
@@ -59,6 +80,20 @@ impl Setup {
     async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         let request = self.http.post(self.url(path)).json(body);
         request.send().await.expect("an answer")
+    }
+
+    async fn pay(&self, path: &str, payment: &str, body: &Value) -> reqwest::Response {
+        let request = self.http.post(self.url(path)).json(body);
+        let request = request.header("payment-authorization", format!("Payment {payment}"));
+        request.send().await.expect("an answer")
+    }
+
+    /// Pays without asking for anything.
+    async fn top_up(&self, payment: &str) {
+        let request = self.http.head(self.url(CHAT));
+        let request = request.header("authorization", format!("Payment {payment}"));
+        let answer = request.send().await.expect("an answer");
+        assert_eq!(answer.status(), 200);
     }
 
     async fn error(&self, path: &str, body: &Value) -> (u16, Value) {

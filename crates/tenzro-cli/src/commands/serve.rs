@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,9 +10,10 @@ use serde_json::json;
 use tenzro_hub::{HashState, LibraryEntry};
 use tenzro_node::config::Config;
 use tenzro_node::{
-    EngineConfig, LoadError, ModelServer, Network, Registration, RegistrationError, ServeOptions,
-    ServerRecord, Servers, Source, StartError, forget,
+    EngineConfig, Goods, LoadError, ModelServer, Network, Registration, RegistrationError, Sale,
+    ServeOptions, ServerRecord, Servers, Source, StartError, forget,
 };
+use tenzro_protocol::amount::Wei;
 use tenzro_protocol::model_id;
 use tenzro_protocol::network::ProviderInfo;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,14 +32,21 @@ use crate::report::{Failure, OurFault};
 /// How long running answers may go on after a stop. Source: design, `model stop`.
 pub(super) const DRAIN: Duration = Duration::from_secs(30);
 
+/// How long settling may take after a stop.
+const SETTLE: Duration = Duration::from_secs(20);
+
 pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyhow::Result<()> {
     if serve.detach {
         return detach(config, &serve, output).await;
     }
-    let options = options(config, &serve, output)?;
+    let mut options = options(config, &serve, output)?;
     let mut stop = Stop::listen()?;
     // What cannot be registered need not be loaded.
     let remote = Remote::prepare(config, &serve, output).await?;
+    if let Some(remote) = &remote {
+        options.sale = Some(remote.sale(config, &options).await?);
+    }
+    let sale = options.sale.clone();
     let shower = Shower::new(output);
     let size = match &options.source {
         Source::Library { entry, .. } => entry.size(),
@@ -93,6 +102,9 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         if !finished {
             output.warn("some answers were cut off");
         }
+        if let Some(sale) = &sale {
+            settle(sale, output).await;
+        }
     };
     tokio::select! {
         () = ending => {}
@@ -126,6 +138,46 @@ impl Remote {
             unlocked,
             public_url: serve.public_url.clone(),
         }))
+    }
+
+    /// Takes payments for what is served.
+    async fn sale(&self, config: &Config, options: &ServeOptions) -> anyhow::Result<Arc<Sale>> {
+        let hash = match &options.source {
+            Source::Library { entry, .. } => entry.sha256().parse().ok(),
+            Source::Upstream { .. } => None,
+        };
+        let host = self.public_url.as_deref().and_then(host_of);
+        let goods = Goods {
+            model: options.id.clone(),
+            hash,
+            host: host.unwrap_or_else(|| options.host.to_string()),
+        };
+        let sale = Sale::open(config, &self.network, &self.unlocked.signer, goods).await;
+        let sale = sale.map_err(|error| Failure::new(format!("cannot take payments: {error}")))?;
+        Ok(Arc::new(sale))
+    }
+}
+
+/// The host in `https://host:port/path`.
+fn host_of(url: &str) -> Option<String> {
+    let (_, rest) = url.split_once("://")?;
+    let host = rest.split('/').next().filter(|host| !host.is_empty());
+    host.map(str::to_owned)
+}
+
+/// Turns what is earned into TNZO before the end; what cannot be settled now is in the books.
+async fn settle(sale: &Sale, output: &Output) {
+    match sale.settle(SETTLE).await {
+        Ok(round) if round.channels > 0 => output.note(format!(
+            "settled {} TNZO of {} channels",
+            Wei(round.amount).tnzo(),
+            round.channels
+        )),
+        Ok(_) => {}
+        Err(reason) => {
+            output.warn(format!("not everything is settled: {reason}"));
+            output.hint("it is settled when this model is served again");
+        }
     }
 }
 
@@ -312,6 +364,7 @@ fn options(config: &Config, serve: &Serve, output: &Output) -> anyhow::Result<Se
         id,
         source,
         cors: config.get("serve.cors").unwrap_or(false),
+        sale: None,
     })
 }
 

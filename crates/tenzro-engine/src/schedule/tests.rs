@@ -61,6 +61,16 @@ struct Arrival {
     own: usize,
     answer: usize,
     leaves_after: Option<usize>,
+    /// After how many steps its money ends, and for how many.
+    pause: Option<(usize, usize)>,
+}
+
+impl Arrival {
+    fn is_paused(&self, step: usize) -> bool {
+        self.pause.is_some_and(|(after, steps)| {
+            (self.step + after..self.step + after + steps).contains(&step)
+        })
+    }
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
@@ -71,15 +81,17 @@ fn arrival() -> impl Strategy<Value = Arrival> {
         1..30usize,
         1..12usize,
         prop::option::weighted(0.3, 0..25usize),
+        prop::option::weighted(0.4, (0..20usize, 1..60usize)),
     )
         .prop_map(
-            |(step, family, shared, own, answer, leaves_after)| Arrival {
+            |(step, family, shared, own, answer, leaves_after, pause)| Arrival {
                 step,
                 family,
                 shared,
                 own,
                 answer,
                 leaves_after,
+                pause,
             },
         )
 }
@@ -102,13 +114,21 @@ fn prompt_of(job: usize, arrival: &Arrival) -> Vec<Token> {
     shared.chain(own).collect()
 }
 
-/// Runs all jobs to their end and checks each step; returns the prompt tokens computed.
+/// What a simulation came to.
+#[derive(Debug)]
+struct Outcome {
+    computed_prompt_tokens: usize,
+    /// Of the jobs that did not leave.
+    answers: BTreeMap<JobId, Vec<Token>>,
+}
+
+/// Runs all jobs to their end and checks each step.
 fn simulate(
     arrivals: &[Arrival],
     limits: Limits,
     prefill_tokens: usize,
     fail_every: usize,
-) -> usize {
+) -> Outcome {
     let mut scheduler = Scheduler::new(limits);
     let mut buffer = Buffer::default();
     let mut answers: BTreeMap<JobId, Vec<Token>> = BTreeMap::new();
@@ -135,6 +155,15 @@ fn simulate(
                 was_decoding.remove(&id);
             }
         }
+        let paused: HashSet<JobId> = (0..)
+            .zip(arrivals)
+            .filter(|(_, arrival)| arrival.is_paused(step))
+            .map(|(job, _)| job)
+            .collect();
+        scheduler.admit(&mut |job| !paused.contains(&job));
+        let has_unpaid_running = scheduler.active() < scheduler.running();
+        let decoding_now: HashSet<JobId> = was_decoding.difference(&paused).copied().collect();
+        assert_eq!(scheduler.decoding(), decoding_now.len());
         let planned = scheduler.next_step(prefill_tokens, &|_| true);
         for &op in &planned.ops {
             buffer.apply(op);
@@ -154,9 +183,25 @@ fn simulate(
             "a job that left is not computed"
         );
         assert!(
-            was_decoding.is_subset(&in_step),
-            "every answer gets a token in every step"
+            in_step.is_disjoint(&paused),
+            "nothing is computed that is not paid for"
         );
+        assert!(
+            decoding_now.is_subset(&in_step),
+            "every answer that is paid for gets a token in every step"
+        );
+        if planned.items.is_empty() {
+            // The worker sleeps now: no job may be left that could go on.
+            assert_eq!(scheduler.active(), 0, "an idle worker would strand a job");
+            let unpaid_waiting = answers
+                .keys()
+                .filter(|job| !finished.contains(job) && !gone.contains(job))
+                .all(|job| paused.contains(job));
+            assert!(
+                has_unpaid_running || unpaid_waiting,
+                "a free slot and a paid job were not brought together"
+            );
+        }
         if fail_every > 0 && step % fail_every == 0 {
             continue; // The computation failed: nothing was written, the same tokens must come again.
         }
@@ -196,7 +241,11 @@ fn simulate(
         }
     }
     assert_eq!((scheduler.running(), scheduler.waiting()), (0, 0));
-    computed_prompt_tokens
+    answers.retain(|job, _| !gone.contains(job));
+    Outcome {
+        computed_prompt_tokens,
+        answers,
+    }
 }
 
 proptest! {
@@ -210,6 +259,24 @@ proptest! {
     ) {
         let sharing = if whole { Sharing::WholeSequence } else { Sharing::Prefix };
         simulate(&arrivals, limits(parallel, sharing), prefill_tokens, fail_every);
+    }
+
+    #[test]
+    fn a_pause_changes_nobodys_answer(
+        arrivals in prop::collection::vec(arrival(), 1..12),
+        parallel in 1..6usize,
+        prefill_tokens in 1..64usize,
+        whole in any::<bool>(),
+    ) {
+        let stays = |arrival: &Arrival| Arrival { leaves_after: None, ..arrival.clone() };
+        let paused: Vec<Arrival> = arrivals.iter().map(stays).collect();
+        let unpaused: Vec<Arrival> =
+            paused.iter().map(|arrival| Arrival { pause: None, ..arrival.clone() }).collect();
+        let sharing = if whole { Sharing::WholeSequence } else { Sharing::Prefix };
+        let limits = limits(parallel, sharing);
+        let with = simulate(&paused, limits, prefill_tokens, 0);
+        let without = simulate(&unpaused, limits, prefill_tokens, 0);
+        prop_assert_eq!(with.answers, without.answers);
     }
 
     #[test]
@@ -257,6 +324,7 @@ fn at_once(count: usize, shared: usize, own: usize) -> Vec<Arrival> {
             own,
             answer: 3,
             leaves_after: None,
+            pause: None,
         };
         count
     ]
@@ -264,7 +332,8 @@ fn at_once(count: usize, shared: usize, own: usize) -> Vec<Arrival> {
 
 #[test]
 fn simultaneous_arrivals_compute_their_common_prefix_once() {
-    let computed = simulate(&at_once(8, 80, 5), limits(8, Sharing::Prefix), 16, 0);
+    let computed =
+        simulate(&at_once(8, 80, 5), limits(8, Sharing::Prefix), 16, 0).computed_prompt_tokens;
     assert_eq!(computed, 80 + 8 * 5);
 }
 
@@ -272,7 +341,7 @@ fn simultaneous_arrivals_compute_their_common_prefix_once() {
 fn a_follower_starts_over_when_its_leader_leaves() {
     let mut arrivals = at_once(3, 80, 5);
     arrivals[0].leaves_after = Some(2);
-    let computed = simulate(&arrivals, limits(3, Sharing::Prefix), 16, 0);
+    let computed = simulate(&arrivals, limits(3, Sharing::Prefix), 16, 0).computed_prompt_tokens;
     // The leader's two steps of 16 tokens are kept and used by those that follow.
     assert_eq!(computed, 80 + 2 * 5);
 }
@@ -281,7 +350,7 @@ fn a_follower_starts_over_when_its_leader_leaves() {
 fn a_later_job_reuses_what_a_finished_one_computed() {
     let mut arrivals = at_once(2, 80, 5);
     arrivals[1].step = 30;
-    let computed = simulate(&arrivals, limits(1, Sharing::Prefix), 64, 0);
+    let computed = simulate(&arrivals, limits(1, Sharing::Prefix), 64, 0).computed_prompt_tokens;
     assert_eq!(computed, 80 + 2 * 5);
 }
 
@@ -290,10 +359,12 @@ fn damaged_cache_is_dropped_and_computed_again() {
     let mut scheduler = Scheduler::new(limits(1, Sharing::Prefix));
     let prompt: Vec<Token> = (0..50).collect();
     scheduler.submit(0, prompt.clone());
+    scheduler.admit(&mut |_| true);
     let step = scheduler.next_step(64, &|_| true);
     scheduler.commit(&step.items);
     scheduler.finish(0);
     scheduler.submit(1, prompt);
+    scheduler.admit(&mut |_| true);
     let step = scheduler.next_step(64, &|_| false);
     assert_eq!(
         step.ops,
@@ -302,4 +373,39 @@ fn damaged_cache_is_dropped_and_computed_again() {
         }]
     );
     assert_eq!((step.items[0].start, step.items[0].count), (0, 50));
+}
+
+#[test]
+fn nobody_waits_for_the_prefix_of_a_paused_job() {
+    let mut arrivals = at_once(2, 80, 5);
+    arrivals[0].pause = Some((2, 100));
+    let outcome = simulate(&arrivals, limits(2, Sharing::Prefix), 16, 0);
+    // The follower uses the 32 tokens that were computed before the pause, computes the rest of
+    // the prefix itself, and the paused job then repeats its own 48.
+    assert_eq!(outcome.computed_prompt_tokens, 80 + 2 * 5 + 48);
+}
+
+#[test]
+fn an_unpaid_job_in_the_queue_is_passed_and_keeps_its_place() {
+    let mut scheduler = Scheduler::new(limits(1, Sharing::Prefix));
+    for job in 0..3 {
+        scheduler.submit(job, vec![7; 5]);
+    }
+    let jobs = |scheduler: &mut Scheduler, unpaid: &[JobId]| -> Vec<JobId> {
+        scheduler.admit(&mut |job| !unpaid.contains(&job));
+        let step = scheduler.next_step(64, &|_| true);
+        scheduler.commit(&step.items);
+        step.items.iter().map(|item| item.job).collect()
+    };
+    assert_eq!(jobs(&mut scheduler, &[0]), [1]);
+    scheduler.push_token(1, 9);
+    assert_eq!(
+        jobs(&mut scheduler, &[0, 1]),
+        Vec::<JobId>::new(),
+        "its slot is not given away"
+    );
+    assert_eq!((scheduler.running(), scheduler.waiting()), (1, 2));
+    assert_eq!(jobs(&mut scheduler, &[]), [1]);
+    scheduler.finish(1);
+    assert_eq!(jobs(&mut scheduler, &[]), [0]);
 }

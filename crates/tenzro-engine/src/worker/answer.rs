@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Context as TaskContext;
 use std::time::{Duration, Instant};
 
 use tenzro_protocol::inference::{
     Delta, FinishReason, Finished, GenerateError, GenerateEvent, GenerateRequest, ScoredToken,
-    Started, TokenLogprob, Usage,
+    Started, TokenHold, TokenLogprob, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -61,6 +62,8 @@ pub(crate) struct Answer {
     scheduled: Option<Instant>,
     has_started: bool,
     piece: Vec<u8>,
+    /// What pays for the next token.
+    hold: TokenHold,
     _permit: Permit,
 }
 
@@ -85,6 +88,7 @@ impl Answer {
             scheduled: None,
             has_started: false,
             piece: Vec::new(),
+            hold: TokenHold::new(job.request.budget),
             _permit: job.permit,
         };
         (job.prompt, answer)
@@ -96,6 +100,11 @@ impl Answer {
 
     pub(crate) fn cancel_flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancel)
+    }
+
+    /// Whether its next token is paid for; if not, `worker` is woken when it may be.
+    pub(crate) fn is_paid(&mut self, worker: &TaskContext<'_>) -> bool {
+        self.hold.poll_hold(worker).is_ready()
     }
 
     /// Some of its tokens are in a step that begins `now`.
@@ -136,6 +145,7 @@ impl Answer {
         }
         let token = self.sampler.sample(logits);
         self.usage.completion_tokens += 1;
+        self.hold.spend(1);
         if model.is_end(token) && !self.ignore_eos {
             return self.finish(FinishReason::Stop);
         }

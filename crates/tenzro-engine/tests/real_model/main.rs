@@ -1,6 +1,7 @@
 //! The engine with a real model: what it says, shares, refuses and stops.
 
 mod agreement;
+mod budget;
 mod loading;
 mod requests;
 mod sharing;
@@ -65,6 +66,7 @@ fn request(prompt: Prompt, max_tokens: u32) -> GenerateRequest {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        budget: None,
     }
 }
 

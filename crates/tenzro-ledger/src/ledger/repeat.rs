@@ -2,7 +2,7 @@
 //! server asks for.
 //!
 //! A transaction is repeated only where the server certainly did not take it; `transaction.rs` knows
-//! how to find out about the rest. Logs are left to `registry/follow.rs` soon: whoever does not
+//! how to find out about the rest. Logs are left to `logs.rs` soon: whoever does not
 //! answer may have been asked for too many.
 
 use std::task::{Context, Poll};

@@ -1,5 +1,9 @@
 //! The embedded chain as its users meet it: through the provider, `Account`, `Ledger` and `Registry`.
 
+mod channel_attacks;
+mod channel_scene;
+mod channel_vectors;
+mod channels;
 mod crash;
 mod durability;
 mod filters;
@@ -10,3 +14,5 @@ mod queue;
 mod rpc;
 mod scene;
 mod transactions;
+#[path = "../channels/vouchers.rs"]
+mod vouchers;

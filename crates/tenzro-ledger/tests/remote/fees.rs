@@ -88,9 +88,7 @@ async fn what_pays_too_little_is_told_and_blocks_nothing_when_fees_fall() {
         operations.transfer(PAID, tnzo(1)),
         operations.transfer(PAID, tnzo(2)),
         async {
-            while pending(&scene).await != 2 {
-                tokio::task::yield_now().await;
-            }
+            scene.until_pending(2).await;
             set_base_fee(&scene, fee * 100).await;
             scene.mine(1).await;
         }
@@ -108,11 +106,4 @@ async fn what_pays_too_little_is_told_and_blocks_nothing_when_fees_fall() {
     operations.transfer(PAID, tnzo(3)).await.unwrap();
     let balance = scene.ledger.balance(PAID).await.unwrap();
     assert_eq!(balance, U256::from(tnzo(3).0));
-}
-
-/// Transactions that wait.
-async fn pending(scene: &Scene) -> u64 {
-    let status = scene.anvil.ask("txpool_status", json!([])).await;
-    let count = status["pending"].as_str().unwrap().trim_start_matches("0x");
-    u64::from_str_radix(count, 16).unwrap()
 }

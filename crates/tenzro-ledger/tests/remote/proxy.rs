@@ -14,6 +14,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 /// What happens to a call instead of its answer.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub(crate) enum Fault {
     Without(&'static str),
     /// The true answer, later.
     Delay(Duration),
+    /// The true answer, once that is told; the chain does not see the call before.
+    Hold(Arc<Notify>),
 }
 
 /// A call that came by.
@@ -150,6 +153,10 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         }
         Some(Fault::Delay(time)) => {
             tokio::time::sleep(time).await;
+            Ok(response(200, None, forward().await?))
+        }
+        Some(Fault::Hold(until)) => {
+            until.notified().await;
             Ok(response(200, None, forward().await?))
         }
         Some(Fault::Status(status, retry_after)) => {

@@ -98,6 +98,19 @@ impl Scene {
         self.anvil.ask("anvil_mine", json!([blocks])).await;
     }
 
+    /// Waits until so many transactions wait to be mined.
+    pub(crate) async fn until_pending(&self, count: u64) {
+        loop {
+            let status = self.anvil.ask("txpool_status", json!([])).await;
+            let text = status["pending"].as_str().expect("a number");
+            let pending = u64::from_str_radix(text.trim_start_matches("0x"), 16);
+            if pending.expect("a number") == count {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Lets time pass, until a block has the new time.
     pub(crate) async fn pass(&self, time: Duration) {
         let seconds = time.as_secs();
