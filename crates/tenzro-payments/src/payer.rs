@@ -3,6 +3,7 @@
 //! ```text
 //! challenge ─ terms.rs ─▶ Terms ─┐
 //! request ─────────────── Order ─┴▶ Payer::prepare ─▶ PaidRequest + Credential   request.rs
+//!                                       │ pay.rs: with a deposit where one is needed
 //!                                       │ one call after the other               worker.rs
 //!                                    books.rs ─ decisions: channel.rs, audit.rs, budget.rs
 //!                                       │ before anything is sent
@@ -18,6 +19,7 @@ mod books;
 pub mod budget;
 mod channel;
 mod ledger;
+mod pay;
 mod request;
 mod store;
 pub mod terms;
@@ -26,22 +28,19 @@ mod worker;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use alloy::primitives::{Address, B256};
-use rand::TryRng;
-use rand::rngs::SysRng;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::sync::Mutex as AsyncMutex;
 
-use self::audit::{AnswerShape, Heard, PromptTokens, Recount};
-use self::books::{Books, NewDeposit, Offer, Purchase, Step};
-use self::budget::{DepositRefused, DepositRequest, Limits, Period};
-use self::request::Entry;
-use self::store::{Deposit, Store};
+use self::audit::{AnswerShape, PromptTokens, Recount};
+use self::books::Books;
+use self::budget::{DepositRefused, Limits, Period};
+use self::store::Store;
 use self::terms::{Market, Terms, TermsError};
 use self::worker::Worker;
-use crate::authorization::{ChannelParameters, TokenDomain, top_up_nonce};
+use crate::authorization::TokenDomain;
 use crate::escrow::EscrowError;
 use crate::signature::Signer;
 use crate::wire::Payload;
@@ -50,11 +49,6 @@ pub use channel::{Channel, ChannelState};
 pub use ledger::PayerLedger;
 pub use request::{Answer, Credential, PaidRequest, Verdict};
 pub use store::{Evidence, Spending, StoreError};
-
-/// Seconds that a signed deposit can be submitted for.
-const AUTHORIZATION_SECONDS: u64 = 900;
-/// A deposit for so many requests where the payee suggests none.
-const REQUESTS_AHEAD: u128 = 10;
 
 /// Whose money is spent, where, and how much of it.
 #[derive(Clone)]
@@ -118,6 +112,10 @@ pub enum PayError {
         /// Wei since the channel was opened.
         signed: u128,
     },
+    /// What the payee requires includes what other requests of the channel have not read yet: it may be
+    /// right a moment later.
+    #[error("other answers of the provider are still on their way; try again")]
+    Behind,
     /// The message is for another channel or chain, or a text in it is too long.
     #[error("the provider's message about a payment makes no sense: {0}")]
     Message(&'static str),
@@ -179,24 +177,6 @@ struct Inner {
     clock: fn() -> u64,
     /// By payee: who has it may make a deposit, until the payee has answered.
     deposits: Mutex<HashMap<Address, Arc<AsyncMutex<()>>>>,
-}
-
-/// What [`Inner::pay`] came to.
-#[derive(Debug)]
-struct Payment {
-    /// Of a new request.
-    entry: Option<Entry>,
-    channel: B256,
-    amount: u128,
-    is_overbill: bool,
-    deposit: Option<SignedDeposit>,
-}
-
-/// A deposit that goes with a voucher; nobody else makes one to the payee while it is held.
-#[derive(Debug)]
-struct SignedDeposit {
-    deposit: Deposit,
-    _lock: OwnedMutexGuard<()>,
 }
 
 impl Payer {
@@ -298,166 +278,4 @@ impl Payer {
     pub async fn shutdown(self) {
         self.inner.worker.stop().await;
     }
-}
-
-impl Inner {
-    /// Decides what to sign for a purchase, with a deposit where one is needed.
-    async fn pay(
-        &self,
-        terms: &Terms,
-        purchase: Purchase,
-        required: Option<u128>,
-        recount: Option<&Recount>,
-    ) -> Result<Payment, PayError> {
-        let mut lock = None;
-        let mut offer = Offer {
-            payee: terms.payee,
-            pricing: terms.pricing,
-            step: terms.voucher_step,
-            purchase,
-            required,
-            deposit: None,
-        };
-        loop {
-            let (asked, clock) = (offer.clone(), self.clock);
-            let (worker, recount) = (self.worker.clone(), recount.cloned());
-            let call = move |books: &mut Books| {
-                let step = books.offer(&asked, clock())?;
-                let entry = match (&step, &asked.purchase) {
-                    (Step::Pay { request, .. }, Purchase::New { shape, .. }) => {
-                        let heard = Heard::new(*shape, recount);
-                        Some(Entry::new(worker, clock, *request, heard))
-                    }
-                    _ => None,
-                };
-                Ok((step, entry))
-            };
-            // Whoever stops waiting here drops the entry, and with it the request.
-            let (step, entry) = self.worker.call(call).await?;
-            match (step, offer.deposit, &lock) {
-                (
-                    Step::Pay {
-                        channel,
-                        amount,
-                        is_overbill,
-                        ..
-                    },
-                    new,
-                    _,
-                ) => {
-                    let new = new.filter(|new| new.deposit.channel == channel);
-                    let deposit = new.zip(lock).map(|(new, lock)| SignedDeposit {
-                        deposit: new.deposit,
-                        _lock: lock,
-                    });
-                    return Ok(Payment {
-                        entry,
-                        channel,
-                        amount,
-                        is_overbill,
-                        deposit,
-                    });
-                }
-                (Step::Deposit { .. }, Some(_), _) => return Err(PayError::DepositPending),
-                // Another request may make the deposit at this moment, and then it is there.
-                (Step::Deposit { .. }, None, None) => lock = Some(self.lock(terms.payee).await),
-                (step, None, Some(_)) => offer.deposit = self.deposit(terms, step).await?,
-            }
-        }
-    }
-
-    async fn lock(&self, payee: Address) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.deposits.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(locks.entry(payee).or_default())
-        };
-        lock.lock_owned().await
-    }
-
-    /// A new deposit, or the one that was signed before and may have got lost. None where that one is there
-    /// after all, or will never be.
-    async fn deposit(&self, terms: &Terms, step: Step) -> Result<Option<NewDeposit>, PayError> {
-        let Step::Deposit {
-            channel,
-            needed,
-            pending,
-            budget,
-        } = step
-        else {
-            return Ok(None);
-        };
-        if !terms.takes_authorizations {
-            return Err(PayError::NoDeposits);
-        }
-        let payee = terms.payee;
-        if let Some(deposit) = pending {
-            self.reconcile(deposit.channel).await?;
-            let still =
-                move |books: &mut Books| Ok(books.store.pending_deposit(deposit.channel)?);
-            let still = self.worker.call(still).await?;
-            return Ok(still.map(|deposit| NewDeposit { deposit, payee }));
-        }
-        let held = channel.map_or(0, |channel| channel.deposit);
-        let idle = channel.map_or(0, |channel| channel.deposit.saturating_sub(channel.due));
-        let needed = needed.saturating_sub(held).max(1);
-        let suggested = match terms.suggested_deposit {
-            0 => needed.saturating_mul(REQUESTS_AHEAD),
-            suggested => suggested,
-        };
-        let own = self.signer.address();
-        let balance = self.ledger.balance(own).await?;
-        let promised = |books: &mut Books| Ok(books.store.pending_total()?);
-        let promised = self.worker.call(promised).await?;
-        let request = DepositRequest {
-            needed,
-            suggested,
-            idle,
-            budget,
-            balance: balance.saturating_sub(promised),
-        };
-        let amount = budget::deposit(&self.limits, &request)?;
-        let salt = random()?;
-        let parameters = ChannelParameters {
-            payer: own,
-            payee,
-            token: self.market.token,
-            salt,
-            authorized_signer: Address::ZERO,
-        };
-        let (id, nonce) = match channel {
-            None => (parameters.id(&self.market.domain), parameters.open_nonce()),
-            Some(channel) => (channel.id, top_up_nonce(channel.id, amount, own, salt)),
-        };
-        let deposit = Deposit {
-            nonce,
-            channel: id,
-            is_open: channel.is_none(),
-            salt,
-            amount,
-            valid_before: (self.clock)().saturating_add(AUTHORIZATION_SECONDS),
-        };
-        Ok(Some(NewDeposit { deposit, payee }))
-    }
-
-    /// Takes the ledger's word on a channel.
-    async fn reconcile(&self, id: B256) -> Result<(), PayError> {
-        let found = self.ledger.channel(id).await?;
-        let now = (self.clock)();
-        let own = self.signer.address();
-        let call = move |books: &mut Books| {
-            if let Some(found) = found.filter(|found| found.payer == own && found.signer == own) {
-                books.adopt(id, &found)?;
-            }
-            books.reconcile(id, found.as_ref(), now)
-        };
-        self.worker.call(call).await
-    }
-}
-
-/// 32 bytes that nobody can foresee.
-fn random() -> Result<B256, PayError> {
-    let mut bytes = [0; 32];
-    let filled = SysRng.try_fill_bytes(&mut bytes);
-    filled.map_err(|_| PayError::Machine("randomness"))?;
-    Ok(B256::from(bytes))
 }

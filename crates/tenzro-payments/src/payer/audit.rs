@@ -28,9 +28,11 @@ const BYTES_PER_TOKEN: u32 = 3;
 /// Counted text that is kept for the last count; what is beyond counts by its bytes.
 const TEXT_BYTES_MAX: usize = 4 << 20;
 
+type Count = dyn Fn(&str) -> Option<u32> + Send + Sync;
+
 /// Counts the tokens of a text; none where it cannot.
 #[derive(Clone)]
-pub struct Recount(Arc<dyn Fn(&str) -> Option<u32> + Send + Sync>);
+pub struct Recount(Arc<Count>);
 
 impl Recount {
     /// By that function, which should be the model's tokenizer without special tokens.

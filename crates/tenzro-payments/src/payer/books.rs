@@ -7,21 +7,26 @@
 //!                                           └▶ refuse   it was never served: nothing
 //! ```
 
+mod endings;
+mod ledger_word;
+
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use alloy::primitives::{Address, B256};
-use tenzro_protocol::amount::Wei;
 
 use super::PayError;
-use super::audit::{AnswerShape, Bill, Overbill, PromptTokens, audit};
+use super::audit::{AnswerShape, Heard, PromptTokens};
 use super::budget::{self, Limits, Spend};
 use super::channel::{Channel, ChannelState, Running, Wanted, decide};
-use super::store::{Deposit, Outcome, RequestState, Store, StoreError};
-use crate::escrow::EscrowChannel;
-use crate::price::{Pricing, Tokens};
+use super::store::{Deposit, RequestState, Store, StoreError};
+use crate::price::Pricing;
 
 /// Seconds that spends count for.
 const DAY: u64 = 24 * 3_600;
+
+/// What arrived of an answer: its reader adds, and every decision on its channel counts.
+pub(super) type SharedHeard = Arc<Mutex<Heard>>;
 
 /// See the module header.
 #[derive(Debug)]
@@ -29,7 +34,7 @@ pub(super) struct Books {
     pub(super) store: Store,
     limits: Limits,
     channels: BTreeMap<B256, Channel>,
-    running: BTreeMap<i64, Running>,
+    running: BTreeMap<i64, (Running, SharedHeard)>,
     spends: Vec<Spend>,
 }
 
@@ -55,9 +60,12 @@ pub(super) enum Purchase {
         model: String,
         prompt: PromptTokens,
         shape: AnswerShape,
+        heard: SharedHeard,
     },
-    /// A running one, of which so many tokens may have arrived.
-    Running { id: i64, heard: u32 },
+    /// A running one.
+    Running { id: i64 },
+    /// One that the payee refused until it has all that it requires.
+    Refused { id: i64 },
 }
 
 /// A deposit, and for one that opens a channel, the channel.
@@ -67,8 +75,12 @@ pub(super) struct NewDeposit {
     pub(super) payee: Address,
 }
 
+/// The request of an offer, if it is no new one, and its channel, if there is one.
+type Subject = (Option<i64>, Running, Option<Channel>);
+
 /// What comes of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "short-lived, one at a time")]
 pub(super) enum Step {
     /// It is written; a voucher of that amount may be signed and sent.
     Pay {
@@ -88,19 +100,7 @@ pub(super) enum Step {
     },
 }
 
-/// How a request ended.
-#[derive(Debug, Clone)]
-pub(super) struct Ending<'a> {
-    pub(super) id: i64,
-    /// Tokens that what arrived can hold.
-    pub(super) heard: u32,
-    /// What the payee says it charged for this request; none where it only says `spent`.
-    pub(super) bill: Option<Bill>,
-    /// What the payee says it charged since the channel was opened.
-    pub(super) spent: u128,
-    /// JSON.
-    pub(super) receipt: &'a str,
-}
+pub(super) use endings::Ending;
 
 impl Books {
     /// Reads the file. Requests that ran when the process ended are lost.
@@ -168,7 +168,7 @@ impl Books {
     pub(super) fn is_busy(&self, channel: B256) -> bool {
         self.running
             .values()
-            .any(|running| running.channel == channel)
+            .any(|(running, _)| running.channel == channel)
     }
 
     /// Decides on an offer and writes what is decided.
@@ -186,10 +186,7 @@ impl Books {
             });
         };
         own.channel = channel.id;
-        let others: Vec<Running> = (self.running.iter())
-            .filter(|(other, running)| Some(**other) != id && running.channel == channel.id)
-            .map(|(_, running)| *running)
-            .collect();
+        let others = self.others(id, channel.id);
         let beginning = if id.is_none() { own.likely() } else { Some(0) };
         let beginning = beginning.ok_or(PayError::TooMuch)?;
         if let Some((left, period)) = budget.filter(|(left, _)| *left < beginning) {
@@ -202,9 +199,20 @@ impl Books {
             room: budget.map(|(left, _)| left),
         };
         let decision = decide(&channel, &own, &others, wanted).ok_or(PayError::TooMuch)?;
-        if decision.is_cut && (id.is_none() || decision.amount == channel.signed) {
+        let is_whole = !matches!(offer.purchase, Purchase::Running { .. });
+        if decision.is_cut && (is_whole || decision.amount == channel.signed) {
             let (left, period) = budget.unwrap_or((0, budget::Period::Day));
             return Err(PayError::Budget { period, left });
+        }
+        if let Some(required) = offer.required
+            && is_whole
+            && required > decision.limit
+        {
+            let signed = decision.limit;
+            return Err(match decision.is_overbill {
+                true => PayError::Overbilled { required, signed },
+                false => PayError::Behind,
+            });
         }
         let new = offer
             .deposit
@@ -214,26 +222,37 @@ impl Books {
             .deposit
             .checked_add(added)
             .ok_or(PayError::TooMuch)?;
-        if decision.amount > holds || (channel.state == ChannelState::Opening && added == 0) {
+        let mut amount = decision.amount;
+        if added > 0 && holds >= channel.signed {
+            // A deposit of before may be too small now: once it is there, the payee asks for the rest.
+            amount = amount.min(holds);
+        }
+        if amount > holds || (channel.state == ChannelState::Opening && added == 0) {
             return Ok(Step::Deposit {
                 channel: Some(channel),
-                needed: decision.amount,
+                needed: amount,
                 pending: self.store.pending_deposit(channel.id)?,
                 budget: budget.map(|(left, _)| left),
             });
         }
-        let raised = decision.amount - channel.signed;
+        let raised = amount - channel.signed;
         own.authorized = own.authorized.saturating_add(raised).max(beginning);
-        channel.signed = decision.amount;
+        channel.signed = amount;
         if raised > 0 || new.is_some() {
             self.store.put_channel(&channel)?;
         }
         if let Some(new) = new {
             self.store.put_deposit(&new.deposit)?;
         }
-        let request = match &offer.purchase {
-            Purchase::New { model, .. } => self.store.begin_request(now, &channel, model)?,
-            Purchase::Running { id, .. } => *id,
+        let (request, heard) = match &offer.purchase {
+            Purchase::New { model, heard, .. } => {
+                let request = self.store.begin_request(now, &channel, model)?;
+                (request, Arc::clone(heard))
+            }
+            Purchase::Running { id } | Purchase::Refused { id } => {
+                let (_, heard) = self.running.get(id).ok_or(PayError::Ended)?;
+                (*id, Arc::clone(heard))
+            }
         };
         if let (true, Some(required)) = (decision.is_overbill, offer.required) {
             let limit = decision.limit;
@@ -241,24 +260,23 @@ impl Books {
             self.store.put_evidence(request, &evidence)?;
         }
         self.channels.insert(channel.id, channel);
-        self.running.insert(request, own);
+        self.running.insert(request, (own, heard));
         Ok(Step::Pay {
             request,
             channel: channel.id,
-            amount: decision.amount,
+            amount,
             is_overbill: decision.is_overbill,
         })
     }
 
     /// The request of an offer and its channel, where there is one.
-    fn subject(&self, offer: &Offer) -> Result<(Option<i64>, Running, Option<Channel>), PayError> {
+    fn subject(&self, offer: &Offer) -> Result<Subject, PayError> {
         match offer.purchase {
-            Purchase::Running { id, heard } => {
-                let (mut own, channel) = self.running(id)?;
+            Purchase::Running { id } | Purchase::Refused { id } => {
+                let (own, channel) = self.running(id)?;
                 if !matches!(channel.state, ChannelState::Open | ChannelState::Opening) {
                     return Err(PayError::NoChannel);
                 }
-                own.heard = own.heard.max(heard);
                 Ok((Some(id), own, Some(channel)))
             }
             Purchase::New { prompt, shape, .. } => {
@@ -278,275 +296,39 @@ impl Books {
     /// What the budget leaves besides what running requests were promised.
     fn budget(&mut self, now: u64) -> Option<(u128, budget::Period)> {
         budget::forget(&mut self.spends, now);
-        let promised = self.running.values().map(|running| running.authorized);
+        let promised = self.running.values().map(|(running, _)| running.authorized);
         let reserved = promised.fold(0, u128::saturating_add);
         budget::left(&self.limits, &self.spends, reserved, now)
     }
 
-    /// A receipt came: what was agreed, and whether more was asked for.
-    pub(super) fn finish(
-        &mut self,
-        ending: &Ending<'_>,
-        now: u64,
-    ) -> Result<(Bill, Option<Overbill>), PayError> {
-        let (running, mut channel) = self.running(ending.id)?;
-        let is_alone = self.is_alone(ending.id, channel.id);
-        let unspoken = || Bill {
-            tokens: Tokens {
-                input: running.prompt.most,
-                output: ending.heard,
-            },
-            charged: Wei(match is_alone {
-                true => ending.spent.saturating_sub(channel.due),
-                false => running.authorized,
-            }),
-        };
-        let asked = ending.bill.unwrap_or_else(unspoken);
-        let (Running { prompt, shape, .. }, pricing) = (running, running.pricing);
-        let (mut agreed, mut overbill) = audit(&pricing, prompt, shape, ending.heard, asked);
-        // Nobody may charge what was not signed for.
-        let credit = channel.signed.saturating_sub(channel.due);
-        if agreed.charged.0 > credit {
-            agreed.charged.0 = credit;
-            let most = agreed;
-            overbill.get_or_insert(Overbill { asked, most });
-        }
-        channel.due += agreed.charged.0;
-        if is_alone && ending.spent > channel.due.saturating_add(channel.doubt) {
-            let mut asked = asked;
-            asked.charged.0 = ending.spent - (channel.due - agreed.charged.0);
-            let most = agreed;
-            overbill.get_or_insert(Overbill { asked, most });
-        }
-        if is_alone {
-            self.settle_doubt(&mut channel, ending.spent)?;
-        }
-        channel.doubt = self.bounded_doubt(&channel)?;
-        let evidence = overbill.and_then(|overbill| serde_json::to_string(&overbill).ok());
-        let outcome = Outcome {
-            state: RequestState::Done,
-            tokens: agreed.tokens,
-            charged: agreed.charged.0,
-            receipt: Some(ending.receipt),
-            overbill: evidence.as_deref(),
-        };
-        self.store.end_request(ending.id, &outcome)?;
-        self.store.put_channel(&channel)?;
-        self.end(ending.id, channel, agreed.charged.0, now);
-        Ok((agreed, overbill))
-    }
-
-    /// It broke off. The payee may have charged for what arrived and for a window that did not, and it may
-    /// have used credit that was signed before: all that is not promised to other requests is in doubt.
-    pub(super) fn lose(&mut self, id: i64, heard: u32, now: u64) -> Result<(), PayError> {
-        let (mut running, mut channel) = self.running(id)?;
-        running.heard = running.heard.max(heard);
-        let most = running.limit().ok_or(PayError::TooMuch)?;
-        let others = (self.running.iter())
-            .filter(|(other, running)| **other != id && running.channel == channel.id)
-            .map(|(_, other)| other.authorized);
-        let promised = others.fold(0, u128::saturating_add);
-        let credit = channel.signed.saturating_sub(channel.due);
-        let credit = credit.saturating_sub(channel.doubt);
-        let more = credit.saturating_sub(promised).max(most.min(credit));
-        channel.doubt += more;
-        let outcome = Outcome {
-            state: RequestState::Lost,
-            tokens: Tokens::output(heard),
-            charged: more,
-            receipt: None,
-            overbill: None,
-        };
-        self.store.end_request(id, &outcome)?;
-        self.store.put_channel(&channel)?;
-        self.end(id, channel, more, now);
-        Ok(())
-    }
-
-    /// It was answered with an error and nothing else.
-    pub(super) fn refuse(&mut self, id: i64, now: u64) -> Result<(), PayError> {
-        let (_, channel) = self.running(id)?;
-        let outcome = Outcome {
-            state: RequestState::Refused,
-            tokens: Tokens::default(),
-            charged: 0,
-            receipt: None,
-            overbill: None,
-        };
-        self.store.end_request(id, &outcome)?;
-        self.end(id, channel, 0, now);
-        Ok(())
-    }
-
     fn running(&self, id: i64) -> Result<(Running, Channel), PayError> {
-        let running = *self.running.get(&id).ok_or(PayError::Ended)?;
+        let running = current(self.running.get(&id).ok_or(PayError::Ended)?);
         let channel = self.channels.get(&running.channel);
         Ok((running, *channel.ok_or(PayError::Ended)?))
     }
 
-    fn is_alone(&self, id: i64, channel: B256) -> bool {
-        let mut others = self.running.iter();
-        !others.any(|(other, running)| *other != id && running.channel == channel)
+    /// What else runs on a channel.
+    fn others(&self, id: Option<i64>, channel: B256) -> Vec<Running> {
+        let others = self
+            .running
+            .iter()
+            .filter(|(other, (running, _))| Some(**other) != id && running.channel == channel);
+        others.map(|(_, running)| current(running)).collect()
     }
+}
 
-    fn end(&mut self, id: i64, channel: Channel, charged: u128, now: u64) {
-        self.running.remove(&id);
-        self.channels.insert(channel.id, channel);
-        if charged > 0 {
-            let amount = charged;
-            self.spends.push(Spend { at: now, amount });
-        }
-    }
-
-    /// The payee says what it charged in all while nothing else runs: what lost requests really cost.
-    fn settle_doubt(&mut self, channel: &mut Channel, spent: u128) -> Result<(), PayError> {
-        let mut more = spent.saturating_sub(channel.due).min(channel.doubt);
-        channel.due += more;
-        channel.doubt = 0;
-        for (id, charged) in self.store.requests(channel.id, RequestState::Lost)? {
-            let part = charged.min(more);
-            more -= part;
-            self.store.recharge(id, RequestState::Settled, part)?;
-        }
-        Ok(())
-    }
-
-    /// What is agreed cannot be in doubt as well: takes from lost requests what no longer fits.
-    fn bounded_doubt(&self, channel: &Channel) -> Result<u128, PayError> {
-        let most = channel.signed.saturating_sub(channel.due);
-        let mut excess = channel.doubt.saturating_sub(most);
-        for (id, charged) in self.store.requests(channel.id, RequestState::Lost)? {
-            let part = charged.min(excess);
-            if part > 0 {
-                excess -= part;
-                self.store
-                    .recharge(id, RequestState::Lost, charged - part)?;
-            }
-        }
-        Ok(channel.doubt.min(most))
-    }
-
-    /// A deposit is there, by the payee's word: it served, or took the voucher.
-    pub(super) fn accept(&mut self, channel: B256, nonce: B256) -> Result<(), PayError> {
-        let Some(mut channel) = self.channels.get(&channel).copied() else {
-            return Ok(());
-        };
-        let pending = self.store.pending_deposit(channel.id)?;
-        let Some(deposit) = pending.filter(|deposit| deposit.nonce == nonce) else {
-            return Ok(());
-        };
-        self.store.end_deposit(nonce, true)?;
-        channel.deposit = channel.deposit.saturating_add(deposit.amount);
-        if channel.state == ChannelState::Opening {
-            channel.state = ChannelState::Open;
-        }
-        self.store.put_channel(&channel)?;
-        self.channels.insert(channel.id, channel);
-        Ok(())
-    }
-
-    /// The ledger's word on a channel of ours, which counts more than anybody's.
-    pub(super) fn reconcile(
-        &mut self,
-        id: B256,
-        found: Option<&EscrowChannel>,
-        now: u64,
-    ) -> Result<(), PayError> {
-        let Some(mut channel) = self.channels.get(&id).copied() else {
-            return Ok(());
-        };
-        let pending = self.store.pending_deposit(id)?;
-        let is_late = |deposit: &Deposit| deposit.valid_before <= now;
-        match found {
-            None => {
-                // It can still be opened as long as the authorization holds.
-                if pending.is_some_and(|deposit| !is_late(&deposit))
-                    || self.store.last_deposit(id)? > now
-                {
-                    return Ok(());
-                }
-                if let Some(deposit) = pending {
-                    self.store.end_deposit(deposit.nonce, false)?;
-                }
-                channel.state = ChannelState::Closed;
-            }
-            Some(found) => {
-                if let Some(deposit) = pending {
-                    let is_there = found.deposit >= channel.deposit.saturating_add(deposit.amount);
-                    if is_there || is_late(&deposit) {
-                        self.store.end_deposit(deposit.nonce, is_there)?;
-                    }
-                }
-                // A view that lags behind does not know the last deposits yet.
-                if found.deposit > channel.deposit || self.store.last_deposit(id)? <= now {
-                    channel.deposit = found.deposit;
-                }
-                // What the payee could settle we signed, whether or not our books know.
-                channel.signed = channel.signed.max(found.settled);
-                channel.due = channel.due.max(found.settled.min(channel.signed));
-                channel.state = state_of(found);
-            }
-        }
-        self.store.put_channel(&channel)?;
-        self.channels.insert(id, channel);
-        Ok(())
-    }
-
-    /// A channel that the ledger has and these books have not.
-    pub(super) fn adopt(&mut self, id: B256, found: &EscrowChannel) -> Result<(), PayError> {
-        if self.channels.contains_key(&id) {
-            return Ok(());
-        }
-        let channel = Channel {
-            id,
-            payee: found.payee,
-            salt: None,
-            deposit: found.deposit,
-            signed: found.settled,
-            due: found.settled,
-            doubt: 0,
-            state: state_of(found),
-        };
-        self.store.put_channel(&channel)?;
-        self.channels.insert(id, channel);
-        Ok(())
-    }
-
-    /// A voucher of ours came back that these books do not know: they were lost or are old. The caller has
-    /// checked its signature.
-    pub(super) fn remember(&mut self, id: B256, amount: u128, spent: u128) -> Result<(), PayError> {
-        let Some(mut channel) = self.channels.get(&id).copied() else {
-            return Ok(());
-        };
-        if amount > channel.signed {
-            channel.signed = amount;
-            channel.due = channel.due.max(spent.min(amount));
-            self.store.put_channel(&channel)?;
-            self.channels.insert(id, channel);
-        }
-        Ok(())
-    }
-
-    /// No more is paid on a channel: what is due on it. Refused while requests run.
-    pub(super) fn close(&mut self, id: B256) -> Result<u128, PayError> {
-        let channel = self.channels.get(&id).copied();
-        let mut channel = channel.ok_or(PayError::NoChannel)?;
-        if self.is_busy(id) {
-            return Err(PayError::Busy);
-        }
-        if channel.state == ChannelState::Closed {
-            return Err(PayError::NoChannel);
-        }
-        channel.state = ChannelState::Closing;
-        self.store.put_channel(&channel)?;
-        self.channels.insert(id, channel);
-        Ok(channel.due)
+/// With what arrived until now.
+fn current((running, heard): &(Running, SharedHeard)) -> Running {
+    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    Running {
+        heard: heard.most_so_far(),
+        ..*running
     }
 }
 
 fn new_channel(new: &NewDeposit) -> Option<Channel> {
     let deposit = &new.deposit;
-    deposit.is_open.then(|| Channel {
+    deposit.is_open.then_some(Channel {
         id: deposit.channel,
         payee: new.payee,
         salt: Some(deposit.salt),
@@ -556,12 +338,4 @@ fn new_channel(new: &NewDeposit) -> Option<Channel> {
         doubt: 0,
         state: ChannelState::Opening,
     })
-}
-
-fn state_of(found: &EscrowChannel) -> ChannelState {
-    match (found.is_final, found.is_closing) {
-        (true, _) => ChannelState::Closed,
-        (false, true) => ChannelState::Closing,
-        (false, false) => ChannelState::Open,
-    }
 }

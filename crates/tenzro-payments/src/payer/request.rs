@@ -7,11 +7,12 @@ use alloy::primitives::{Address, B256};
 use mpp::{PaymentCredential, format_authorization};
 
 use super::audit::{Bill, Heard, Overbill};
-use super::books::{Books, Ending, Purchase};
+use super::books::{Books, Ending, Purchase, SharedHeard};
+use super::pay::{Payment, SignedDeposit, random};
 use super::store::Deposit;
 use super::terms::Terms;
 use super::worker::Worker;
-use super::{Inner, Order, PayError, Payment, SignedDeposit, random};
+use super::{Inner, Order, PayError};
 use crate::price::Tokens;
 use crate::signature::Signature;
 use crate::voucher::Usage;
@@ -99,19 +100,19 @@ pub(super) struct Entry {
     worker: Worker,
     clock: fn() -> u64,
     id: i64,
-    heard: Mutex<Heard>,
+    heard: SharedHeard,
     /// A credential exists, so that the payee may have served.
     is_sent: AtomicBool,
     is_over: AtomicBool,
 }
 
 impl Entry {
-    pub(super) fn new(worker: Worker, clock: fn() -> u64, id: i64, heard: Heard) -> Self {
+    pub(super) fn new(worker: Worker, clock: fn() -> u64, id: i64, heard: SharedHeard) -> Self {
         Self {
             worker,
             clock,
             id,
-            heard: Mutex::new(heard),
+            heard,
             is_sent: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
         }
@@ -124,9 +125,8 @@ impl Drop for Entry {
             return;
         }
         let (id, now) = (self.id, (self.clock)());
-        let heard = lock(&self.heard).most_so_far();
         match self.is_sent.load(Ordering::Acquire) {
-            true => self.worker.tell(move |books| books.lose(id, heard, now)),
+            true => self.worker.tell(move |books| books.lose(id, now)),
             false => self.worker.tell(move |books| books.refuse(id, now)),
         }
     }
@@ -154,9 +154,9 @@ impl PaidRequest {
             model: order.model,
             prompt: order.prompt,
             shape: order.shape,
+            heard: Arc::new(Mutex::new(Heard::new(order.shape, order.recount))),
         };
-        let recount = order.recount.as_ref();
-        let mut payment = inner.pay(&terms, purchase, None, recount).await?;
+        let mut payment = inner.pay(&terms, purchase, None).await?;
         let request = Self {
             inner: Arc::clone(inner),
             entry: payment.entry.take().ok_or(PayError::Ended)?,
@@ -176,15 +176,9 @@ impl PaidRequest {
 
     /// The payee refused the credential, with a new challenge where the status is 402: pays what it says it
     /// needs, if that can be right. Where it shows a voucher of ours that the books have lost, they learn
-    /// it; where it says that the channel is gone, the ledger is asked.
-    pub async fn retry(
-        &self,
-        refused: Credential,
-        terms: Terms,
-        problem: &Problem,
-    ) -> Result<Credential, PayError> {
-        // Its deposit, if it had one, is free to be sent again.
-        drop(refused);
+    /// it; where it says that the channel is gone, the ledger is asked. The refused credential must have
+    /// been dropped: what it holds may have to be sent again.
+    pub async fn retry(&self, terms: Terms, problem: &Problem) -> Result<Credential, PayError> {
         self.renew(terms)?;
         if matches!(problem.status, 409 | 410) {
             self.inner.reconcile(self.channel).await?;
@@ -193,14 +187,10 @@ impl PaidRequest {
             self.remember(state).await?;
         }
         let required = problem.required_cumulative.map(|required| required.0);
-        let payment = self.pay(required).await?;
-        match required {
-            Some(required) if payment.amount < required => Err(PayError::Overbilled {
-                required,
-                signed: payment.amount,
-            }),
-            _ => self.credential(payment, self.request_hash),
-        }
+        let terms = Arc::clone(&lock(&self.terms));
+        let purchase = Purchase::Refused { id: self.entry.id };
+        let payment = self.inner.pay(&terms, purchase, required).await?;
+        self.credential(payment, self.request_hash)
     }
 
     /// A newer challenge for the same payee, to be answered from now on. Prices stay as they were.
@@ -227,7 +217,10 @@ impl PaidRequest {
         if need.channel_id != self.channel {
             return Err(PayError::Message("another channel"));
         }
-        let payment = self.pay(Some(need.required_cumulative.0)).await?;
+        let terms = Arc::clone(&lock(&self.terms));
+        let purchase = Purchase::Running { id: self.entry.id };
+        let required = Some(need.required_cumulative.0);
+        let payment = self.inner.pay(&terms, purchase, required).await?;
         let is_overbill = payment.is_overbill;
         let is_higher = payment.amount > need.accepted_cumulative.0;
         let credential = is_higher.then(|| self.credential(payment, request_hash));
@@ -287,14 +280,6 @@ impl PaidRequest {
         self.inner.worker.call(refuse).await?;
         self.entry.is_over.store(true, Ordering::Release);
         Ok(())
-    }
-
-    async fn pay(&self, required: Option<u128>) -> Result<Payment, PayError> {
-        let heard = lock(&self.entry.heard).most_so_far();
-        let terms = Arc::clone(&lock(&self.terms));
-        let id = self.entry.id;
-        let purchase = Purchase::Running { id, heard };
-        self.inner.pay(&terms, purchase, required, None).await
     }
 
     /// Only a voucher that we signed says how much we signed; what else the payee tells is its own affair.

@@ -3,14 +3,15 @@
 //! WAL with an fsync at each commit: a voucher or a deposit is in the file before anybody else sees it, so
 //! that no crash makes the payer sign twice for the same or lose a deposit. One process has the file.
 
+mod requests;
+
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
-use super::budget::Spend;
 use super::channel::{Channel, ChannelState};
-use crate::price::Tokens;
 
 /// "TNZP": says that a SQLite file is one of these.
 const APPLICATION_ID: i32 = 0x544E_5A50;
@@ -90,71 +91,8 @@ pub(super) struct Deposit {
     pub(super) valid_before: u64,
 }
 
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RequestState {
-    Running,
-    Done,
-    Lost,
-    Settled,
-    Refused,
-}
-
-impl RequestState {
-    fn text(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Lost => "lost",
-            Self::Settled => "settled",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// How a request ended, for its row.
-#[derive(Debug)]
-pub(super) struct Outcome<'a> {
-    pub(super) state: RequestState,
-    pub(super) tokens: Tokens,
-    pub(super) charged: u128,
-    pub(super) receipt: Option<&'a str>,
-    pub(super) overbill: Option<&'a str>,
-}
-
-/// A bill that was too high, with its evidence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Evidence {
-    /// Unix seconds.
-    pub at: u64,
-    /// Who asked.
-    pub payee: Address,
-    /// For which model.
-    pub model: String,
-    /// JSON of [`super::audit::Overbill`].
-    pub overbill: String,
-    /// JSON of the receipt, where there was one.
-    pub receipt: Option<String>,
-}
-
-/// What was spent on one model of one provider.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spending {
-    /// Who was paid.
-    pub payee: Address,
-    /// For which model.
-    pub model: String,
-    /// Requests that were answered, fully or in part.
-    pub requests: u64,
-    /// Tokens of the prompts.
-    pub input_tokens: u64,
-    /// Tokens of the answers.
-    pub output_tokens: u64,
-    /// Wei, with what may have been charged for requests whose end was not seen.
-    pub charged: u128,
-    /// Requests whose bill was too high.
-    pub overbills: u64,
-}
+pub use requests::{Evidence, Spending};
+pub(super) use requests::{Outcome, RequestState};
 
 /// The file.
 #[derive(Debug)]
@@ -179,6 +117,8 @@ impl Store {
             _ => error.into(),
         };
         let conn = Connection::open(path)?;
+        // Nobody else writes; who finds the lock taken finds it taken for long.
+        conn.busy_timeout(Duration::ZERO)?;
         conn.pragma_update(None, "locking_mode", "EXCLUSIVE")
             .and_then(|()| conn.pragma_update(None, "journal_mode", "WAL"))
             .and_then(|()| conn.pragma_update(None, "synchronous", "FULL"))
@@ -336,148 +276,6 @@ impl Store {
             )?
             .query_row([channel.as_slice()], |row| row.get(0))?;
         Ok(last.map_or(0, i64::cast_unsigned))
-    }
-
-    pub(super) fn begin_request(
-        &self,
-        at: u64,
-        channel: &Channel,
-        model: &str,
-    ) -> Result<i64, StoreError> {
-        self.conn
-            .prepare_cached(
-                "INSERT INTO request (at, channel, payee, model, state, input, output, charged)
-                 VALUES (?1, ?2, ?3, ?4, 'running', 0, 0, ?5)",
-            )?
-            .execute(params![
-                seconds(at),
-                channel.id.as_slice(),
-                channel.payee.as_slice(),
-                model,
-                0u128.to_be_bytes(),
-            ])?;
-        Ok(self.conn.last_insert_rowid())
-    }
-
-    /// Evidence that is there stays where the outcome has none.
-    pub(super) fn end_request(&self, id: i64, outcome: &Outcome<'_>) -> Result<(), StoreError> {
-        self.conn
-            .prepare_cached(
-                "UPDATE request SET state = ?2, input = ?3, output = ?4, charged = ?5,
-                   receipt = coalesce(?6, receipt), overbill = coalesce(?7, overbill)
-                 WHERE id = ?1",
-            )?
-            .execute(params![
-                id,
-                outcome.state.text(),
-                outcome.tokens.input,
-                outcome.tokens.output,
-                outcome.charged.to_be_bytes(),
-                outcome.receipt,
-                outcome.overbill,
-            ])?;
-        Ok(())
-    }
-
-    pub(super) fn put_evidence(&self, id: i64, overbill: &str) -> Result<(), StoreError> {
-        self.conn
-            .prepare_cached("UPDATE request SET overbill = ?2 WHERE id = ?1")?
-            .execute(params![id, overbill])?;
-        Ok(())
-    }
-
-    /// Requests of a channel in a state, oldest first, with what they were charged.
-    pub(super) fn requests(
-        &self,
-        channel: B256,
-        state: RequestState,
-    ) -> Result<Vec<(i64, u128)>, StoreError> {
-        let mut query = self.conn.prepare_cached(
-            "SELECT id, charged FROM request WHERE channel = ?1 AND state = ?2 ORDER BY id",
-        )?;
-        let rows = query.query_map(params![channel.as_slice(), state.text()], |row| {
-            Ok((row.get(0)?, amount(row, 1)?))
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// Changes what a request was charged.
-    pub(super) fn recharge(
-        &self,
-        id: i64,
-        state: RequestState,
-        charged: u128,
-    ) -> Result<(), StoreError> {
-        self.conn
-            .prepare_cached("UPDATE request SET state = ?2, charged = ?3 WHERE id = ?1")?
-            .execute(params![id, state.text(), charged.to_be_bytes()])?;
-        Ok(())
-    }
-
-    /// What was spent since a time (Unix seconds).
-    pub(super) fn spends(&self, since: u64) -> Result<Vec<Spend>, StoreError> {
-        let mut query = self
-            .conn
-            .prepare_cached("SELECT at, charged FROM request WHERE at >= ?1")?;
-        let rows = query.query_map([seconds(since)], |row| {
-            Ok(Spend {
-                at: row.get::<_, i64>(0)?.cast_unsigned(),
-                amount: amount(row, 1)?,
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// What was bought since a time (Unix seconds), by provider and model.
-    pub(super) fn spending(&self, since: u64) -> Result<Vec<Spending>, StoreError> {
-        let mut query = self.conn.prepare_cached(
-            "SELECT payee, model, input, output, charged, overbill IS NOT NULL FROM request
-             WHERE at >= ?1 AND state NOT IN ('running', 'refused') ORDER BY payee, model",
-        )?;
-        let mut rows = query.query([seconds(since)])?;
-        let mut sums: Vec<Spending> = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (payee, model): (Address, String) =
-                (row.get::<_, [u8; 20]>(0)?.into(), row.get(1)?);
-            let is_same = |last: &Spending| last.payee == payee && last.model == model;
-            if !sums.last().is_some_and(is_same) {
-                sums.push(Spending {
-                    payee,
-                    model,
-                    requests: 0,
-                    input_tokens: 0,
-                    output_tokens: 0,
-                    charged: 0,
-                    overbills: 0,
-                });
-            }
-            if let Some(sum) = sums.last_mut() {
-                sum.requests += 1;
-                sum.input_tokens += u64::from(row.get::<_, u32>(2)?);
-                sum.output_tokens += u64::from(row.get::<_, u32>(3)?);
-                sum.charged = sum.charged.saturating_add(amount(row, 4)?);
-                sum.overbills += u64::from(row.get::<_, u32>(5)?);
-            }
-        }
-        Ok(sums)
-    }
-
-    /// The last `count` bills that were too high, the latest first.
-    pub(super) fn evidence(&self, count: u32) -> Result<Vec<Evidence>, StoreError> {
-        let mut query = self.conn.prepare_cached(
-            "SELECT at, payee, model, overbill, receipt FROM request
-             WHERE overbill IS NOT NULL ORDER BY id DESC LIMIT ?1",
-        )?;
-        let rows = query.query_map([count], |row| {
-            Ok(Evidence {
-                at: row.get::<_, i64>(0)?.cast_unsigned(),
-                payee: row.get::<_, [u8; 20]>(1)?.into(),
-                model: row.get(2)?,
-                overbill: row.get(3)?,
-                receipt: row.get(4)?,
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }
 

@@ -1,0 +1,145 @@
+//! What others say of channels: the payee of deposits, the ledger of everything, and our own signature.
+
+use alloy::primitives::B256;
+
+use super::Books;
+use crate::escrow::EscrowChannel;
+use crate::payer::PayError;
+use crate::payer::channel::{Channel, ChannelState};
+use crate::payer::store::Deposit;
+
+impl Books {
+    /// A deposit is there, by the payee's word: it served, or took the voucher.
+    pub(in crate::payer) fn accept(&mut self, channel: B256, nonce: B256) -> Result<(), PayError> {
+        let Some(mut channel) = self.channels.get(&channel).copied() else {
+            return Ok(());
+        };
+        let pending = self.store.pending_deposit(channel.id)?;
+        let Some(deposit) = pending.filter(|deposit| deposit.nonce == nonce) else {
+            return Ok(());
+        };
+        self.store.end_deposit(nonce, true)?;
+        channel.deposit = channel.deposit.saturating_add(deposit.amount);
+        if channel.state == ChannelState::Opening {
+            channel.state = ChannelState::Open;
+        }
+        self.store.put_channel(&channel)?;
+        self.channels.insert(channel.id, channel);
+        Ok(())
+    }
+
+    /// The ledger's word on a channel of ours, which counts more than anybody's.
+    pub(in crate::payer) fn reconcile(
+        &mut self,
+        id: B256,
+        found: Option<&EscrowChannel>,
+        now: u64,
+    ) -> Result<(), PayError> {
+        let Some(mut channel) = self.channels.get(&id).copied() else {
+            return Ok(());
+        };
+        let pending = self.store.pending_deposit(id)?;
+        let is_late = |deposit: &Deposit| deposit.valid_before <= now;
+        match found {
+            None => {
+                // It can still be opened as long as the authorization holds.
+                if pending.is_some_and(|deposit| !is_late(&deposit))
+                    || self.store.last_deposit(id)? > now
+                {
+                    return Ok(());
+                }
+                if let Some(deposit) = pending {
+                    self.store.end_deposit(deposit.nonce, false)?;
+                }
+                channel.state = ChannelState::Closed;
+            }
+            Some(found) => {
+                if let Some(deposit) = pending {
+                    let is_there = found.deposit >= channel.deposit.saturating_add(deposit.amount);
+                    if is_there || is_late(&deposit) {
+                        self.store.end_deposit(deposit.nonce, is_there)?;
+                    }
+                }
+                // A view that lags behind does not know the last deposits yet.
+                if found.deposit > channel.deposit || self.store.last_deposit(id)? <= now {
+                    channel.deposit = found.deposit;
+                }
+                // What the payee could settle we signed, whether or not our books know.
+                channel.signed = channel.signed.max(found.settled);
+                channel.due = channel.due.max(found.settled.min(channel.signed));
+                channel.state = state_of(found);
+            }
+        }
+        self.store.put_channel(&channel)?;
+        self.channels.insert(id, channel);
+        Ok(())
+    }
+
+    /// A channel that the ledger has and these books have not.
+    pub(in crate::payer) fn adopt(
+        &mut self,
+        id: B256,
+        found: &EscrowChannel,
+    ) -> Result<(), PayError> {
+        if self.channels.contains_key(&id) {
+            return Ok(());
+        }
+        let channel = Channel {
+            id,
+            payee: found.payee,
+            salt: None,
+            deposit: found.deposit,
+            signed: found.settled,
+            due: found.settled,
+            doubt: 0,
+            state: state_of(found),
+        };
+        self.store.put_channel(&channel)?;
+        self.channels.insert(id, channel);
+        Ok(())
+    }
+
+    /// A voucher of ours came back that these books do not know: they were lost or are old. The caller has
+    /// checked its signature.
+    pub(in crate::payer) fn remember(
+        &mut self,
+        id: B256,
+        amount: u128,
+        spent: u128,
+    ) -> Result<(), PayError> {
+        let Some(mut channel) = self.channels.get(&id).copied() else {
+            return Ok(());
+        };
+        if amount > channel.signed {
+            channel.signed = amount;
+            channel.due = channel.due.max(spent.min(amount));
+            self.store.put_channel(&channel)?;
+            self.channels.insert(id, channel);
+        }
+        Ok(())
+    }
+
+    /// No more is paid on a channel: what is due on it. Refused while requests run.
+    pub(in crate::payer) fn close(&mut self, id: B256) -> Result<u128, PayError> {
+        let channel = self.channels.get(&id).copied();
+        let mut channel = channel.ok_or(PayError::NoChannel)?;
+        if self.is_busy(id) {
+            return Err(PayError::Busy);
+        }
+        if channel.state == ChannelState::Closed {
+            return Err(PayError::NoChannel);
+        }
+        channel.state = ChannelState::Closing;
+        self.store.put_channel(&channel)?;
+        self.channels.insert(id, channel);
+        Ok(channel.due)
+    }
+}
+
+fn state_of(found: &EscrowChannel) -> ChannelState {
+    match (found.is_final, found.is_closing) {
+        (true, _) => ChannelState::Closed,
+        (false, true) => ChannelState::Closing,
+        (false, false) => ChannelState::Open,
+    }
+}

@@ -1,0 +1,287 @@
+//! Crashes, lost books, lost answers and deposits that did not come.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use alloy::primitives::B256;
+use tenzro_payments::payer::audit::PromptTokens;
+use tenzro_payments::payer::budget::Limits;
+use tenzro_payments::payer::{Channel, ChannelState, Credential, PayError, Payer, StoreError};
+use tenzro_payments::voucher::Voucher;
+use tenzro_payments::wire::Payload;
+use tenzro_protocol::amount::Wei;
+
+use super::ledger::Ledger;
+use super::payee::{Payee, WINDOW, cost, market, signer};
+use super::{chat, open, order, start};
+
+const PROMPT: u32 = 20;
+
+fn counted() -> (PromptTokens, u32) {
+    (PromptTokens::counted(PROMPT), PROMPT)
+}
+
+/// The books as a crash leaves them: a copy of the files as they are now.
+pub(super) fn crash(from: &Path, to: &Path) {
+    for suffix in ["", "-wal"] {
+        let name = |path: &Path| format!("{}{suffix}", path.display());
+        std::fs::copy(name(from), name(to)).expect("copied");
+    }
+}
+
+async fn channel(payer: &Payer) -> Channel {
+    let channels = payer.channels().await.expect("read");
+    assert_eq!(channels.len(), 1);
+    channels[0]
+}
+
+#[tokio::test]
+async fn m12_a_deposit_that_was_signed_before_a_crash_is_found_and_sent_again() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 10_000);
+    let (before, after) = (home.path().join("before.db"), home.path().join("after.db"));
+    let payer = open(&before, &ledger, Limits::default());
+    let order_ = || order(PromptTokens::counted(PROMPT), None);
+    let prepared = payer.prepare(payee.terms(), order_()).await;
+    let (_request, sent) = prepared.expect("signed");
+    crash(&before, &after);
+
+    let payer = open(&after, &ledger, Limits::default());
+    payer.recover().await.expect("compared");
+    let found = channel(&payer).await;
+    assert_eq!(found.state, ChannelState::Opening);
+    let prepared = payer.prepare(payee.terms(), order_()).await;
+    let (request, again) = prepared.expect("signed");
+    let deposit_of = |credential: &Credential| match Payee::read(credential).1 {
+        Payload::Open(open) => (open.channel_id, open.salt, open.deposit),
+        other => panic!("not an open: {other:?}"),
+    };
+    let (first, second) = (deposit_of(&sent), deposit_of(&again));
+    assert_eq!((first.0, first.1), (second.0, second.1));
+    payee.take(&sent, chat());
+    payee.take(&again, chat());
+    again.accepted().await.expect("written");
+    assert_eq!(ledger.balance_now(), 1_000_000 - 10_000, "deposited once");
+    let found = channel(&payer).await;
+    assert_eq!((found.state, found.deposit), (ChannelState::Open, 10_000));
+    assert_eq!(request.channel(), found.id);
+}
+
+#[tokio::test]
+async fn m12_a_deposit_that_came_although_its_answer_got_lost_is_used() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 10_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let order = order(PromptTokens::counted(PROMPT), None);
+    let (request, lost) = payer.prepare(payee.terms(), order).await.expect("signed");
+    payee.take(&lost, chat());
+    drop((request, lost));
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    assert_eq!(ledger.ids(), [request.channel()]);
+    assert_eq!(channel(&payer).await.deposit, 10_000);
+}
+
+#[tokio::test]
+async fn m13_wiped_books_go_on_with_what_the_payee_shows_of_our_own_signature() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 500_000);
+    let payer = open(&home.path().join("old.db"), &ledger, Limits::default());
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let id = request.channel();
+    let delivered = payee.deliver(id, 1, PROMPT, WINDOW);
+    payee.end(id, 1);
+    drop(request);
+    payer.shutdown().await;
+
+    let payer = open(&home.path().join("new.db"), &ledger, Limits::default());
+    payer.recover().await.expect("compared");
+    assert_eq!(
+        channel(&payer).await.signed,
+        0,
+        "the ledger knows of no voucher"
+    );
+    // A prompt so short that its voucher is below the one that the payee has.
+    let short = (PromptTokens::counted(1), 1);
+    let request = start(&payer, &mut payee, 2, short).await.expect("paid");
+    assert_eq!(request.channel(), id);
+    let found = channel(&payer).await;
+    assert_eq!(found.due, cost(PROMPT, delivered));
+    assert_eq!(found.signed, cost(PROMPT, delivered) + cost(1, WINDOW));
+    assert_eq!(
+        ledger.balance_now(),
+        500_000,
+        "no second channel was opened"
+    );
+}
+
+#[tokio::test]
+async fn m13_a_state_without_our_own_signature_is_not_believed() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 500_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let forgers: [fn(&Voucher) -> Voucher; 3] = [
+        // Signed by the payee itself.
+        |real| {
+            market()
+                .domain
+                .sign_voucher(&signer(9), real.channel_id, 90_000)
+        },
+        // Ours, with another amount.
+        |real| Voucher {
+            amount: Wei(90_000),
+            ..*real
+        },
+        // Ours, of another channel.
+        |_| market().domain.sign_voucher(&signer(1), B256::ZERO, 90_000),
+    ];
+    for forge in forgers {
+        let order = order(PromptTokens::counted(PROMPT), None);
+        let prepared = payer.prepare(payee.terms(), order).await;
+        let (request, credential) = prepared.expect("signed");
+        let real = payee.take(&credential, chat());
+        let before = channel(&payer).await;
+        let mut problem = payee
+            .begin(request.channel(), 1, 10_000)
+            .expect_err("too little");
+        let state = problem.channel.as_mut().expect("a state");
+        state.voucher = Some(forge(&real));
+        state.spent = Wei(80_000);
+        problem.required_cumulative = Some(Wei(80_000 + cost(PROMPT, WINDOW)));
+        drop(credential);
+        let refused = request.retry(payee.terms(), &problem).await;
+        assert_eq!(
+            refused.map(drop),
+            Err(PayError::Message("a voucher that is not ours"))
+        );
+        assert_eq!(channel(&payer).await, before);
+        request.not_served().await.expect("written");
+    }
+}
+
+#[tokio::test]
+async fn m34_a_top_up_counts_when_it_is_said_to_be_there_and_no_longer_when_the_ledger_has_none() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, cost(PROMPT, WINDOW));
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let first = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let one = cost(PROMPT, WINDOW);
+    assert_eq!(channel(&payer).await.deposit, one);
+    // The second request needs as much again, and tops up; the payee's answer gets lost.
+    let again = order(PromptTokens::counted(PROMPT), None);
+    let prepared = payer.prepare(payee.terms(), again.clone()).await;
+    let (second, refused) = prepared.expect("signed");
+    let top_up = |credential: &Credential| match Payee::read(credential).1 {
+        Payload::Voucher(update) => update.deposit.expect("a deposit").authorization.nonce,
+        other => panic!("not a voucher: {other:?}"),
+    };
+    let nonce = top_up(&refused);
+    drop(refused);
+    second.not_served().await.expect("written");
+    assert_eq!(channel(&payer).await.deposit, one, "it is not there yet");
+    let (third, repeated) = payer.prepare(payee.terms(), again).await.expect("signed");
+    assert_eq!(
+        top_up(&repeated),
+        nonce,
+        "the same deposit, not another one"
+    );
+    payee.take(&repeated, chat());
+    repeated.accepted().await.expect("written");
+    assert_eq!(channel(&payer).await.deposit, 2 * one);
+    // The chain takes the channel's top-up back; a view that lags is not believed for a while.
+    ledger.change(third.channel(), |found| found.deposit = one);
+    payer.recover().await.expect("compared");
+    assert_eq!(channel(&payer).await.deposit, 2 * one);
+    drop((first, third));
+}
+
+#[tokio::test]
+async fn channels_that_the_ledger_closes_are_not_paid_through() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 10_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let old = request.channel();
+    ledger.change(old, |found| {
+        found.settled = cost(PROMPT, WINDOW);
+        found.is_final = true;
+    });
+    payer.recover().await.expect("compared");
+    let found = channel(&payer).await;
+    assert_eq!(found.state, ChannelState::Closed);
+    assert_eq!(found.due, cost(PROMPT, WINDOW), "what was settled is gone");
+    let need = payee.need(old, 1, PROMPT);
+    let refused = request.on_need_voucher(&need, chat()).await.map(drop);
+    assert_eq!(refused, Err(PayError::NoChannel));
+    drop(request);
+    let next = start(&payer, &mut payee, 2, counted()).await.expect("paid");
+    assert_ne!(next.channel(), old);
+}
+
+#[tokio::test]
+async fn two_payers_never_have_the_same_books() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(0));
+    let path = home.path().join("payer.db");
+    let payer = open(&path, &ledger, Limits::default());
+    let config = || tenzro_payments::payer::PayerConfig {
+        path: path.clone(),
+        market: market(),
+        signer: signer(1),
+        limits: Limits::default(),
+        clock: || super::NOW,
+    };
+    let second = Payer::open(config(), Arc::clone(&ledger) as _).map(drop);
+    let in_use = PayError::Store(StoreError::InUse(path.clone()));
+    assert_eq!(second, Err(in_use));
+    payer.shutdown().await;
+    Payer::open(config(), Arc::clone(&ledger) as _).expect("free again");
+    std::fs::write(
+        home.path().join("other.db"),
+        "not a database, but longer than a header of one ".repeat(9),
+    )
+    .expect("written");
+    let foreign = tenzro_payments::payer::PayerConfig {
+        path: home.path().join("other.db"),
+        ..config()
+    };
+    let refused = Payer::open(foreign, Arc::clone(&ledger) as _).map(drop);
+    assert_eq!(
+        refused,
+        Err(PayError::Store(StoreError::Foreign(
+            home.path().join("other.db")
+        )))
+    );
+}
+
+#[tokio::test]
+async fn concurrent_requests_open_one_channel_and_share_it() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let payee = Arc::new(tokio::sync::Mutex::new(Payee::new(&ledger, 500_000)));
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let tasks = (0..16).map(|_| {
+        let (payer, payee) = (payer.clone(), Arc::clone(&payee));
+        tokio::spawn(async move {
+            let terms = payee.lock().await.terms();
+            let order = order(PromptTokens::counted(PROMPT), None);
+            let (request, credential) = payer.prepare(terms, order).await.expect("paid");
+            payee.lock().await.take(&credential, chat());
+            credential.accepted().await.expect("written");
+            request
+        })
+    });
+    let requests = futures::future::join_all(tasks).await;
+    let requests: Vec<_> = requests
+        .into_iter()
+        .map(|task| task.expect("ran"))
+        .collect();
+    assert_eq!(ledger.ids().len(), 1);
+    assert_eq!(channel(&payer).await.signed, 16 * cost(PROMPT, WINDOW));
+    drop(requests);
+}

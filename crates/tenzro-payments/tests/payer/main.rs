@@ -1,0 +1,79 @@
+//! The payer against payees that keep to the rules and payees that do not.
+
+mod dishonest;
+mod ledger;
+mod losses;
+mod model;
+mod payee;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use alloy::primitives::B256;
+use tenzro_payments::payer::audit::{AnswerShape, PromptTokens, Recount};
+use tenzro_payments::payer::budget::Limits;
+use tenzro_payments::payer::{Credential, Order, PaidRequest, PayError, Payer, PayerConfig};
+use tenzro_payments::voucher::request_hash;
+
+use ledger::Ledger;
+use payee::{NOW, Payee, market, signer};
+
+/// Hash of the request that all tests pay for.
+fn chat() -> B256 {
+    request_hash("POST", "/v1/chat/completions", b"{}")
+}
+
+/// Hash of the request that carries later vouchers.
+fn update() -> B256 {
+    request_hash("POST", "/v1/payments/voucher", b"")
+}
+
+fn open(path: &Path, ledger: &Arc<Ledger>, limits: Limits) -> Payer {
+    let config = PayerConfig {
+        path: path.to_owned(),
+        market: market(),
+        signer: signer(1),
+        limits,
+        clock: || NOW,
+    };
+    Payer::open(config, Arc::clone(ledger) as _).expect("the books open")
+}
+
+fn order(prompt: PromptTokens, recount: Option<Recount>) -> Order {
+    Order {
+        request_hash: chat(),
+        model: "m".to_owned(),
+        prompt,
+        shape: AnswerShape::stream(None),
+        recount,
+    }
+}
+
+/// Pays for a request as a client would: at most three rounds.
+async fn start(
+    payer: &Payer,
+    payee: &mut Payee,
+    stream: u32,
+    prompt: (PromptTokens, u32),
+) -> Result<PaidRequest, PayError> {
+    let (request, mut credential) = payer.prepare(payee.terms(), order(prompt.0, None)).await?;
+    for _ in 0..3 {
+        payee.take(&credential, chat());
+        match payee.begin(request.channel(), stream, prompt.1) {
+            Ok(()) => {
+                credential.accepted().await?;
+                return Ok(request);
+            }
+            Err(problem) => {
+                drop(credential);
+                credential = request.retry(payee.terms(), &problem).await?;
+            }
+        }
+    }
+    panic!("three rounds were not enough")
+}
+
+/// The credential's voucher.
+fn amount(credential: &Credential) -> u128 {
+    Payee::read(credential).0.amount.0
+}
