@@ -71,6 +71,32 @@ impl ApiError {
         )
     }
 
+    /// 403: a page of another origin.
+    pub(crate) fn foreign_page() -> Self {
+        Self {
+            code: Some("foreign_origin"),
+            ..Self::new(
+                StatusCode::FORBIDDEN,
+                "permission_error",
+                "pages of other origins may not call this node; its operator can allow them with the \
+                 setting node.cors",
+            )
+        }
+    }
+
+    /// 401: what costs the node money is for its operator.
+    pub(crate) fn not_operator() -> Self {
+        Self {
+            code: Some("invalid_api_key"),
+            ..Self::new(
+                StatusCode::UNAUTHORIZED,
+                "authentication_error",
+                "this node pays for its operator only: use the operator token (the file rpc.token in \
+                 the node's home) as the API key",
+            )
+        }
+    }
+
     /// 405.
     pub(crate) fn wrong_method() -> Self {
         Self::new(

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use prometheus_client::collector::Collector;
@@ -23,9 +23,11 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower_http::cors::CorsLayer;
 
+use crate::error::ApiError;
 use crate::metrics::{RequestCounter, page};
 use crate::rpc::{self, Caller, JsonRpc};
 use crate::server::Limits;
+use crate::state::AppState;
 use crate::{request_id, routes};
 
 /// What every handler of a node can reach; cheap to clone.
@@ -35,6 +37,8 @@ pub(crate) struct NodeState {
     pub(crate) metrics: Arc<NodeMetrics>,
     pub(crate) limits: Limits,
     pub(crate) cors: bool,
+    /// Whether only programs of this machine can connect.
+    pub(crate) is_private: bool,
     /// Of the operator token.
     pub(crate) token_hash: [u8; 32],
     pub(crate) stopping: CancellationToken,
@@ -68,7 +72,11 @@ pub fn token_hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.trim().as_bytes()).into()
 }
 
-pub(crate) fn router(state: NodeState) -> Router {
+/// The node's JSON-RPC, and the OpenAI API for all models of the network, at the node's expense.
+pub(crate) fn router(state: NodeState, openai: AppState) -> Router {
+    let v1 = routes::openai(&openai, state.cors)
+        .layer(middleware::from_fn_with_state(state.clone(), spending))
+        .with_state(openai);
     let mut rpc = Router::new()
         .route("/", post(rpc::serve))
         .method_not_allowed_fallback(routes::wrong_method);
@@ -78,10 +86,23 @@ pub(crate) fn router(state: NodeState) -> Router {
     let counter = state.metrics.requests.clone();
     rpc.route("/health", get(health))
         .route("/metrics", get(metrics))
+        .with_state(state)
+        .merge(v1)
         .fallback(routes::unknown_path)
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(middleware::from_fn_with_state(counter, request_id::layer))
-        .with_state(state)
+}
+
+/// Who may spend the node's money: programs of this machine, where only those can connect; else whoever has the
+/// operator token. No page of somebody else's.
+async fn spending(State(state): State<NodeState>, request: Request, next: Next) -> Response {
+    if !state.cors && rpc::is_foreign_page(request.headers()) {
+        return ApiError::foreign_page().into_response();
+    }
+    if !state.is_private && state.caller(request.headers()) != Caller::Operator {
+        return ApiError::not_operator().into_response();
+    }
+    next.run(request).await
 }
 
 /// 200 while calls are answered.

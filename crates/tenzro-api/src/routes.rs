@@ -12,6 +12,19 @@ use crate::state::AppState;
 use crate::{gate, health, metrics, request_id};
 
 pub(crate) fn router(state: AppState, cors: bool) -> Router {
+    let counter = state.metrics.requests.clone();
+    openai(&state, cors)
+        .route("/health", get(health::show))
+        .route("/metrics", get(metrics::show))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        // Outermost: errors of everything inside carry the request id too.
+        .layer(middleware::from_fn_with_state(counter, request_id::layer))
+        .with_state(state)
+}
+
+/// The paths of the OpenAI API.
+pub(crate) fn openai(state: &AppState, cors: bool) -> Router<AppState> {
     let mut paths = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
@@ -33,16 +46,7 @@ pub(crate) fn router(state: AppState, cors: bool) -> Router {
         let headers = AllowHeaders::mirror_request();
         v1 = v1.layer(CorsLayer::permissive().allow_headers(headers));
     }
-    v1.route("/health", get(health::show))
-        .route("/metrics", get(metrics::show))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        // Outermost: errors of everything inside carry the request id too.
-        .layer(middleware::from_fn_with_state(
-            state.metrics.requests.clone(),
-            request_id::layer,
-        ))
-        .with_state(state)
+    v1
 }
 
 pub(crate) async fn wrong_method() -> ApiError {

@@ -124,7 +124,7 @@ fn refuse(status: StatusCode, code: i64, message: &str) -> Response {
 
 /// Whether a browser sends this for a page that did not come from this machine. That also refuses
 /// names that an attacker lets point here, since the page's origin is that name.
-fn is_foreign_page(headers: &HeaderMap) -> bool {
+pub(crate) fn is_foreign_page(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return false;
     };

@@ -45,6 +45,8 @@ pub struct NodeServerConfig {
     pub cors: bool,
     /// Whoever sends it may act with the node's wallet.
     pub operator_token: String,
+    /// Names the build in every answer.
+    pub fingerprint: String,
     /// What a request may contain.
     pub limits: Limits,
 }
@@ -157,17 +159,30 @@ impl Server {
     pub async fn bind_node(
         config: NodeServerConfig,
         rpc: Arc<dyn JsonRpc>,
+        inference: Arc<dyn Inference>,
     ) -> std::io::Result<Self> {
         Self::start(config.listen, config.limits, |server| {
-            node::router(NodeState {
+            let openai = AppState {
+                metrics: Arc::new(Metrics::new(Arc::clone(&inference))),
+                inference,
+                billing: None,
+                limits: config.limits,
+                fingerprint: config.fingerprint.into(),
+                stopping: server.stopping.clone(),
+                answers: server.answers.clone(),
+                cut: server.cut.clone(),
+            };
+            let node = NodeState {
                 metrics: Arc::new(NodeMetrics::new(Arc::clone(&rpc))),
                 rpc,
                 limits: config.limits,
                 cors: config.cors,
+                is_private: config.listen.ip().is_loopback(),
                 token_hash: node::token_hash(&config.operator_token),
                 stopping: server.stopping.clone(),
                 answers: server.answers.clone(),
-            })
+            };
+            node::router(node, openai)
         })
         .await
     }

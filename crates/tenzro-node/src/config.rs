@@ -35,7 +35,7 @@ enum Kind {
     Text,
 }
 
-const KNOWN: [Known; 27] = [
+const KNOWN: [Known; 30] = [
     known("rpc", Kind::Text, Some("http://127.0.0.1:8545")),
     known("node.host", Kind::Address, Some("127.0.0.1")),
     known("node.port", Kind::Port, Some("8545")),
@@ -60,6 +60,9 @@ const KNOWN: [Known; 27] = [
     known("payments.window_tokens", Kind::Number, Some("32")),
     known("payments.settle_amount", Kind::Amount, Some("10")),
     known("payments.settle_seconds", Kind::Number, Some("600")),
+    known("payments.max_per_hour", Kind::Amount, None),
+    known("payments.max_per_day", Kind::Amount, None),
+    known("payments.max_deposit", Kind::Amount, Some("100")),
     known("chat.model", Kind::Text, None),
     known("chat.system", Kind::Text, None),
     known("chat.max_tokens", Kind::Number, None),

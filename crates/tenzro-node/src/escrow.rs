@@ -7,11 +7,12 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tenzro_ledger::channels::{
-    Authorization, Channel, ChannelFollower, ChannelRefusal, ChannelTerms, Escrow as Place, Funding,
-    OpenRequest, Party, RowOutcome, Settlement, TopUpRequest,
+    Authorization, Change, Channel, ChannelFollower, ChannelRefusal, ChannelTerms, Escrow as Place,
+    Funding, OpenRequest, Party, RowOutcome, Settlement, TopUpRequest, channel_events,
 };
 use tenzro_ledger::{Account, Address, B256, Ledger, LedgerError, Operations, SendError};
 use tenzro_payments::escrow::{Escrow, EscrowChannel, EscrowError, Settled, SignedDeposit};
+use tenzro_payments::payer::PayerLedger;
 use tenzro_payments::voucher::Voucher;
 use tenzro_payments::wire;
 use tokio::sync::Mutex;
@@ -299,5 +300,40 @@ fn unsent(error: &SendError) -> EscrowError {
             reverted(refusal.to_string(), refusal == ChannelRefusal::InsufficientFunds)
         }
         None => EscrowError::Unavailable(error.to_string()),
+    }
+}
+
+/// The ledger as a payer reads it.
+#[derive(Debug, Clone)]
+pub(crate) struct LedgerView(pub(crate) Ledger);
+
+impl PayerLedger for LedgerView {
+    fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
+        async move {
+            let found = self.0.channel_now(id).await.map_err(unreadable)?;
+            Ok(found.map(|channel| escrow_channel(&channel)))
+        }
+        .boxed()
+    }
+
+    fn balance(&self, owner: Address) -> BoxFuture<'_, Result<u128, EscrowError>> {
+        async move {
+            let balance = self.0.balance(owner).await.map_err(unreadable)?;
+            Ok(tenzro_ledger::wei(balance).0)
+        }
+        .boxed()
+    }
+
+    fn channels_of(&self, payer: Address) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>> {
+        async move {
+            let first = self.0.addresses().first_block;
+            let events = channel_events(&self.0, Party::Payer(payer), first, u64::MAX).await;
+            let events = events.map_err(unreadable)?;
+            let opened = events
+                .iter()
+                .filter(|event| matches!(event.change, Change::Opened { .. }));
+            Ok(opened.map(|event| event.id).collect())
+        }
+        .boxed()
     }
 }

@@ -20,6 +20,7 @@ mod local_endpoints;
 mod local_inference;
 mod model_server;
 mod network;
+mod network_inference;
 mod node;
 mod node_client;
 mod node_rpc;

@@ -8,23 +8,34 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tenzro_api::{JsonRpc, Limits, NodeServerConfig, Server};
-use tenzro_ledger::{Account, Keystore, WalletError};
+use tenzro_api::{Inference, JsonRpc, Limits, NodeServerConfig, Server};
+use tenzro_ledger::{Account, Keystore, Ledger, WalletError};
+use tenzro_payments::payer::budget::Limits as Budget;
+use tenzro_payments::payer::terms::Market;
+use tenzro_payments::payer::{PayError, Payer, PayerConfig, unix_now};
+use tenzro_payments::signature::Signer;
+use tenzro_payments::voucher::Domain;
+use tenzro_protocol::amount::Wei;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::directory::LocalEndpoint;
+use crate::escrow::LedgerView;
 use crate::health::Health;
 use crate::ledger_source::{self, LedgerSource, LedgerSourceError};
 use crate::local_endpoints::LocalEndpoints;
 use crate::model_server::{reachable, unix_seconds};
+use crate::network_inference::NetworkInference;
 use crate::node_rpc::NodeRpc;
 use crate::operator_token::ensure_operator_token;
 use crate::probe::Prober;
 use crate::servers::{NodeRecord, Servers, Slot, running_node};
+
+/// How often the books of the payer are held against the ledger.
+const RECOVER_PERIOD: Duration = Duration::from_secs(60);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +68,9 @@ pub enum NodeStartError {
     /// The node's wallet cannot be used.
     #[error(transparent)]
     Wallet(#[from] WalletError),
+    /// The books of what the node pays cannot be used.
+    #[error("the payment books cannot be used: {0}")]
+    Payer(#[from] PayError),
     /// The HTTP client does not start.
     #[error("the HTTP client does not start: {0}")]
     Client(String),
@@ -83,13 +97,16 @@ impl Node {
         let source = ledger_source::open(config, &waiting).await?;
         let account = account(config, &source)?;
         let rpc = Arc::new(rpc(config, &source, account).await?);
-        let server = listen(config, token, rpc.clone()).await?;
+        let inference = Arc::new(NetworkInference::new(rpc.clone(), rpc.prober.allows_private()));
+        rpc.set_network(&inference);
+        let server = listen(config, token, rpc.clone(), inference).await?;
         let record = record(&source, server.local_addr());
         slot.publish(&record).map_err(failed(home.node()))?;
         let follow = {
             let (registry, period) = (rpc.registry.clone(), source.period);
             tokio::spawn(async move { registry.follow(period).await })
         };
+        let recover = rpc.payer.clone().map(|payer| tokio::spawn(keep_recovered(payer)));
         let probe = tokio::spawn(async move {
             let endpoints = || rpc.with_directory(|directory| directory.endpoints(None));
             rpc.health.keep_probing(endpoints).await;
@@ -98,7 +115,7 @@ impl Node {
         Ok(Self {
             server,
             record,
-            tasks: vec![follow, probe],
+            tasks: [follow, probe].into_iter().chain(recover).collect(),
             _slot: slot,
         })
     }
@@ -115,6 +132,16 @@ impl Node {
             task.abort();
         }
         finished
+    }
+}
+
+/// Holds the payer's books against the ledger: at the start, and now and then.
+async fn keep_recovered(payer: Payer) {
+    loop {
+        if let Err(error) = payer.recover().await {
+            tracing::warn!(%error, "the channels of the node's wallet cannot be read");
+        }
+        tokio::time::sleep(RECOVER_PERIOD).await;
     }
 }
 
@@ -156,17 +183,46 @@ async fn rpc(
         Prober::new(allow_private).map_err(|error| NodeStartError::Client(error.to_string()))?;
     let local = LocalEndpoints::open(home.node().join("endpoints.json"));
     find_running(config, &prober, &local).await;
+    let payer = account.as_ref().map(|account| payer(config, &ledger, account));
     Ok(NodeRpc {
+        payer: payer.transpose()?,
+        network: OnceLock::new(),
         ledger,
         registry: source.registry.clone(),
         rules: source.rules,
         is_embedded: source.is_embedded,
+        is_private: host(config)?.is_loopback(),
         account,
         local,
         health: Health::new(prober.clone()),
         prober,
         home: home.clone(),
     })
+}
+
+/// The node's wallet as a payer of providers.
+fn payer(config: &Config, ledger: &Ledger, account: &Account) -> Result<Payer, NodeStartError> {
+    let place = ledger.escrow();
+    let amount = |key| {
+        let text: Option<String> = config.get(key);
+        text.and_then(|text| Wei::parse_tnzo(&text).ok()).map(|amount| amount.0)
+    };
+    let directory = config.home.payments().join(account.address().to_string().to_lowercase());
+    let payer = PayerConfig {
+        path: directory.join("payer.sqlite"),
+        market: Market {
+            domain: Domain::new(place.chain_id, place.address),
+            token: place.token,
+        },
+        signer: Signer::from_bytes(&account.signer().to_bytes()).expect("a wallet's key is a key"),
+        limits: Budget {
+            hour: amount("payments.max_per_hour"),
+            day: amount("payments.max_per_day"),
+            deposit: amount("payments.max_deposit"),
+        },
+        clock: unix_now,
+    };
+    Ok(Payer::open(payer, Arc::new(LedgerView(ledger.clone())))?)
 }
 
 /// Model servers that started before the node are local endpoints like those that start later.
@@ -194,19 +250,24 @@ async fn listen(
     config: &Config,
     operator_token: String,
     rpc: Arc<dyn JsonRpc>,
+    inference: Arc<dyn Inference>,
 ) -> Result<Server, NodeStartError> {
-    let host: String = config.get("node.host").unwrap_or_default();
-    let ip: IpAddr = host.parse().map_err(|_| NodeStartError::Host(host))?;
-    let address = SocketAddr::new(ip, config.get("node.port").unwrap_or_default());
+    let address = SocketAddr::new(host(config)?, config.get("node.port").unwrap_or_default());
     let server = NodeServerConfig {
         listen: address,
         cors: config.get("node.cors").unwrap_or(false),
         operator_token,
+        fingerprint: concat!("tenzro-", env!("CARGO_PKG_VERSION")).to_owned(),
         limits: Limits::default(),
     };
-    Server::bind_node(server, rpc)
+    Server::bind_node(server, rpc, inference)
         .await
         .map_err(|source| NodeStartError::Listen { address, source })
+}
+
+fn host(config: &Config) -> Result<IpAddr, NodeStartError> {
+    let host: String = config.get("node.host").unwrap_or_default();
+    host.parse().map_err(|_| NodeStartError::Host(host))
 }
 
 fn record(source: &LedgerSource, address: SocketAddr) -> NodeRecord {

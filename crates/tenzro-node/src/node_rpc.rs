@@ -6,10 +6,12 @@
 //!       └─ writes ─▶ transactions that the caller signed, or, for the operator, the node's wallet
 //! ```
 
+mod chat;
 mod params;
 mod reads;
 mod writes;
 
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -20,12 +22,14 @@ use serde_json::value::to_raw_value;
 use tenzro_api::{Caller, JsonRpc, LedgerView};
 use tenzro_ledger::registry::Registry;
 use tenzro_ledger::{Account, Address, Ledger, RegistryRules, TransportError, forward};
+use tenzro_payments::payer::Payer;
 use tenzro_protocol::json_rpc::{RpcError, code};
 
 use crate::directory::Directory;
 use crate::health::Health;
 use crate::home::Home;
 use crate::local_endpoints::LocalEndpoints;
+use crate::network_inference::NetworkInference;
 use crate::probe::Prober;
 
 /// Ethereum methods that are passed on. Others may act with keys that the chain's node holds.
@@ -86,8 +90,14 @@ pub(crate) struct NodeRpc {
     pub(crate) registry: Registry,
     pub(crate) rules: RegistryRules,
     pub(crate) is_embedded: bool,
+    /// Whether only programs of this machine can call: they may spend the node's money.
+    pub(crate) is_private: bool,
     /// The node's wallet.
     pub(crate) account: Option<Account>,
+    /// The same wallet, paying providers.
+    pub(crate) payer: Option<Payer>,
+    /// Who serves what; set once the node is complete.
+    pub(crate) network: OnceLock<Weak<NetworkInference>>,
     pub(crate) local: LocalEndpoints,
     pub(crate) prober: Prober,
     pub(crate) health: Health,
@@ -135,6 +145,7 @@ impl NodeRpc {
             "tenzro_unstake" => self.unstake(caller, params).await,
             "tenzro_setProviderPricing" => self.set_provider_pricing(caller, params).await,
             "tenzro_setProviderSchedule" => self.set_provider_schedule(caller, params).await,
+            "tenzro_chat" => self.chat(caller, params).await,
             "tenzro_serveModel" => self.serve_model(caller, params).await,
             "tenzro_stopModel" => self.stop_model(caller, params).await,
             method if DEVELOPMENT.contains(&method) && self.is_embedded => match caller {
@@ -168,6 +179,11 @@ impl NodeRpc {
             }),
             Err(error) => Err(unavailable(&error.to_string())),
         }
+    }
+
+    /// Answers of the network come from there.
+    pub(crate) fn set_network(&self, network: &Arc<NetworkInference>) {
+        let _ = self.network.set(Arc::downgrade(network));
     }
 
     /// Calls `read` with the directory as it is now.

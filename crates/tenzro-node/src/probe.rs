@@ -74,6 +74,11 @@ impl Prober {
         })
     }
 
+    /// Whether it connects to private networks.
+    pub(crate) fn allows_private(&self) -> bool {
+        self.allow_private
+    }
+
     /// The address as it is registered: checked, and without a slash at its end.
     pub(crate) fn check(&self, url: &str) -> Result<String, ProbeError> {
         let wrong = |reason| ProbeError::Url {
