@@ -8,7 +8,7 @@ use rand::rngs::SysRng;
 use crate::home::{Home, replace_file};
 
 /// The token, when a node of this home made one.
-pub(crate) fn operator_token(home: &Home) -> Option<String> {
+pub fn operator_token(home: &Home) -> Option<String> {
     let text = std::fs::read_to_string(home.operator_token_file()).ok()?;
     let token = text.trim().to_owned();
     (!token.is_empty()).then_some(token)

@@ -77,7 +77,8 @@ async fn m13_a_payer_that_lost_its_books_gets_its_own_last_voucher_back() {
         .finish(Outcome {
             cached_tokens: 0,
             finish,
-        }).await;
+        })
+        .await;
     // It knows the channel from the ledger, and nothing else.
     let purse = purse(scene.voucher(0).await);
     let refused = purse.begin(order(10, 300)).expect_err("not covered");
