@@ -32,6 +32,7 @@ use crate::network_inference::NetworkInference;
 use crate::node_rpc::NodeRpc;
 use crate::operator_token::ensure_operator_token;
 use crate::probe::Prober;
+use crate::sale::Place;
 use crate::servers::{NodeRecord, Servers, Slot, running_node};
 
 /// How often the books of the payer are held against the ledger.
@@ -207,9 +208,14 @@ fn payer(config: &Config, ledger: &Ledger, account: &Account) -> Result<Payer, N
         let text: Option<String> = config.get(key);
         text.and_then(|text| Wei::parse_tnzo(&text).ok()).map(|amount| amount.0)
     };
-    let directory = config.home.payments().join(account.address().to_string().to_lowercase());
+    let path = Place::of(&config.home, account.address()).payer_file();
+    let directory = path.parent().expect("it is in the wallet's directory");
+    std::fs::create_dir_all(directory).map_err(|source| NodeStartError::Home {
+        path: directory.to_owned(),
+        source,
+    })?;
     let payer = PayerConfig {
-        path: directory.join("payer.sqlite"),
+        path,
         market: Market {
             domain: Domain::new(place.chain_id, place.address),
             token: place.token,

@@ -180,7 +180,12 @@ impl Place {
         }
     }
 
-    /// The SQLite file.
+    /// What the wallet pays.
+    pub(crate) fn payer_file(&self) -> std::path::PathBuf {
+        self.directory.join("payer.sqlite")
+    }
+
+    /// What the wallet earns.
     pub(crate) fn file(&self) -> std::path::PathBuf {
         self.directory.join("payee.sqlite")
     }
