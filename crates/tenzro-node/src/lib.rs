@@ -8,8 +8,8 @@
 //!                         └─ NodeRpc   (tenzro_api::JsonRpc) ─▶ ledger, registry view, probes
 //! ```
 
-pub mod config;
 mod billing;
+pub mod config;
 mod directory;
 mod escrow;
 mod health;
@@ -25,6 +25,7 @@ mod node_client;
 mod node_rpc;
 pub mod openai_client;
 mod operator_token;
+pub mod paying_client;
 mod probe;
 mod registration;
 mod sale;
@@ -38,8 +39,8 @@ pub use model_server::{ModelServer, ServeOptions, Source, StartError};
 pub use network::{Network, NetworkError};
 pub use node::{Node, NodeStartError};
 pub use node_client::{NodeClient, NodeError};
-pub use sale::{Goods, Sale, SaleError};
 pub use registration::{Recorded, Registration, RegistrationError, forget};
+pub use sale::{Goods, Sale, SaleError};
 pub use servers::{
     LedgerPlace, NodeRecord, ServerRecord, Servers, Slot, is_node_running, running_node,
 };

@@ -1,12 +1,15 @@
 //! A client of any OpenAI-compatible server: for `chat` and for `--upstream`.
 
+use std::fmt;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use reqwest::{Client, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tenzro_payments::payer::PayError;
 use tenzro_protocol::openai::chat::{ChatChunk, ChatRequest};
 use tenzro_protocol::openai::completions::{Completion, CompletionRequest};
 use tenzro_protocol::openai::embeddings::{EmbeddingList, EmbeddingRequest};
@@ -40,10 +43,45 @@ pub enum ClientError {
     /// Not the OpenAI API.
     #[error("the server does not speak the OpenAI API: {0}")]
     Protocol(String),
+    /// It asks for more than is paid.
+    #[error(transparent)]
+    Payment(#[from] PayError),
 }
 
 /// Chunks of a streamed answer; dropping it ends the request.
 pub type Chunks<T> = BoxStream<'static, Result<T, ClientError>>;
+
+/// A server of the OpenAI API, for free or for money.
+pub(crate) trait OpenAiServer: Send + Sync + fmt::Debug + 'static {
+    /// Streams an answer.
+    fn chat(&self, request: ChatRequest) -> Answered<Chunks<ChatChunk>>;
+
+    /// Streams a continuation.
+    fn complete(&self, request: CompletionRequest) -> Answered<Chunks<Completion>>;
+
+    /// Embeds texts.
+    fn embed(&self, request: EmbeddingRequest) -> Answered<EmbeddingList>;
+}
+
+/// An answer that is on its way.
+pub(crate) type Answered<T> = BoxFuture<'static, Result<T, ClientError>>;
+
+impl OpenAiServer for OpenAiClient {
+    fn chat(&self, request: ChatRequest) -> Answered<Chunks<ChatChunk>> {
+        let client = self.clone();
+        Box::pin(async move { client.chat(&request).await })
+    }
+
+    fn complete(&self, request: CompletionRequest) -> Answered<Chunks<Completion>> {
+        let client = self.clone();
+        Box::pin(async move { client.complete(&request).await })
+    }
+
+    fn embed(&self, request: EmbeddingRequest) -> Answered<EmbeddingList> {
+        let client = self.clone();
+        Box::pin(async move { client.embed(&request).await })
+    }
+}
 
 /// A server and its connection pool.
 #[derive(Debug, Clone)]
@@ -100,7 +138,7 @@ impl OpenAiClient {
     }
 }
 
-fn connection(error: &reqwest::Error) -> ClientError {
+pub(crate) fn connection(error: &reqwest::Error) -> ClientError {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -110,7 +148,7 @@ fn connection(error: &reqwest::Error) -> ClientError {
     ClientError::Connection(text)
 }
 
-async fn check(response: Response) -> Result<Response, ClientError> {
+pub(crate) async fn check(response: Response) -> Result<Response, ClientError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
@@ -146,12 +184,12 @@ fn error_object(status: StatusCode, bytes: &[u8]) -> ErrorObject {
     }
 }
 
-async fn read<T: DeserializeOwned>(response: Response) -> Result<T, ClientError> {
+pub(crate) async fn read<T: DeserializeOwned>(response: Response) -> Result<T, ClientError> {
     let bytes = bytes_of(check(response).await?).await?;
     serde_json::from_slice(&bytes).map_err(|error| ClientError::Protocol(error.to_string()))
 }
 
-async fn bytes_of(response: Response) -> Result<Vec<u8>, ClientError> {
+pub(crate) async fn bytes_of(response: Response) -> Result<Vec<u8>, ClientError> {
     let mut bytes = Vec::new();
     let mut stream = response.bytes_stream();
     while let Some(chunk) = stream.next().await {
@@ -214,7 +252,7 @@ fn chunks<T: DeserializeOwned + Send + 'static>(
     })
 }
 
-fn parse_chunk<T: DeserializeOwned>(data: &str) -> Result<T, ClientError> {
+pub(crate) fn parse_chunk<T: DeserializeOwned>(data: &str) -> Result<T, ClientError> {
     let protocol = |error: serde_json::Error| ClientError::Protocol(error.to_string());
     let value: serde_json::Value = serde_json::from_str(data).map_err(protocol)?;
     if value.get("error").is_some_and(|error| !error.is_null()) {

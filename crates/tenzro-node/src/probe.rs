@@ -109,6 +109,18 @@ impl Prober {
         Ok(url.to_owned())
     }
 
+    /// A client for requests to checked addresses, without a limit on the time of an answer.
+    pub(crate) fn client(&self) -> Result<Client, reqwest::Error> {
+        let allow_private = self.allow_private;
+        http_client::builder()
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .redirect(Policy::none())
+            .no_proxy()
+            .dns_resolver(CheckedResolver { allow_private })
+            .build()
+    }
+
     /// Asks for the list of models and looks for that one.
     pub(crate) async fn probe(&self, url: &str, model: &str) -> Result<Found, ProbeError> {
         let url = self.check(url)?;

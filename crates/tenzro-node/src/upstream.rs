@@ -4,6 +4,7 @@
 mod answer;
 mod prompt_bound;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -18,13 +19,13 @@ use tenzro_protocol::openai::completions::{CompletionRequest, Input};
 use tenzro_protocol::openai::embeddings::{EmbeddingRequest, EncodingFormat, Vector};
 use tenzro_protocol::openai::{self, Parameters, Stop, StreamOptions};
 
-use crate::openai_client::{ClientError, OpenAiClient};
+use crate::openai_client::{ClientError, OpenAiServer};
 use answer::{Allowance, events};
 
 /// One model of an upstream server, served under our id.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    client: OpenAiClient,
+    client: Arc<dyn OpenAiServer>,
     /// Its name there.
     name: String,
     card: ModelCard,
@@ -32,7 +33,8 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     /// `card` is what is shown here, `name` the model's name at the upstream server.
-    pub(crate) fn new(client: OpenAiClient, name: String, card: ModelCard) -> Self {
+    pub(crate) fn new(client: impl OpenAiServer, name: String, card: ModelCard) -> Self {
+        let client = Arc::new(client);
         Self { client, name, card }
     }
 }
@@ -51,7 +53,7 @@ impl Inference for Upstream {
         _model: &str,
         request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
-        let (client, name) = (self.client.clone(), self.name.clone());
+        let (client, name) = (Arc::clone(&self.client), self.name.clone());
         Box::pin(async move {
             let parameters = parameters(&request);
             let allowance = Allowance {
@@ -76,7 +78,7 @@ impl Inference for Upstream {
                         parameters,
                         ..ChatRequest::default()
                     };
-                    let chunks = client.chat(&chat).await.map_err(|error| refused(&error))?;
+                    let chunks = client.chat(chat).await.map_err(|error| refused(&error))?;
                     Ok(events(chunks, allowance).boxed())
                 }
                 prompt => {
@@ -90,7 +92,7 @@ impl Inference for Upstream {
                         parameters,
                         other: openai::Other::default(),
                     };
-                    let chunks = client.complete(&completion).await;
+                    let chunks = client.complete(completion).await;
                     let chunks = chunks.map_err(|error| refused(&error))?;
                     Ok(events(chunks, allowance).boxed())
                 }
@@ -112,7 +114,7 @@ impl Inference for Upstream {
         _model: &str,
         request: EmbedRequest,
     ) -> BoxFuture<'static, Result<Embeddings, GenerateError>> {
-        let (client, model) = (self.client.clone(), self.name.clone());
+        let (client, model) = (Arc::clone(&self.client), self.name.clone());
         Box::pin(async move {
             let mut vectors = Vec::new();
             let mut prompt_tokens = 0u32;
@@ -125,7 +127,7 @@ impl Inference for Upstream {
                     other: openai::Other::default(),
                 };
                 let answer = client
-                    .embed(&request)
+                    .embed(request)
                     .await
                     .map_err(|error| refused(&error))?;
                 prompt_tokens = prompt_tokens.saturating_add(answer.usage.prompt_tokens);
@@ -253,6 +255,10 @@ fn refused(error: &ClientError) -> GenerateError {
                 },
             }
         }
+        ClientError::Payment(error) => GenerateError::Upstream {
+            status: Some(402),
+            message: error.to_string(),
+        },
         ClientError::Connection(message) | ClientError::Protocol(message) => {
             GenerateError::Upstream {
                 status: None,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alloy::primitives::{Address, B256};
-use mpp::{PaymentCredential, format_authorization};
+use mpp::{PaymentCredential, format_authorization, parse_receipt};
 
 use super::audit::{Bill, Heard, Overbill};
 use super::books::{Books, Ending, Purchase, SharedHeard};
@@ -79,6 +79,8 @@ impl Credential {
 pub struct Answer {
     /// To be sent on another connection; none where there is nothing more to give.
     pub credential: Option<Credential>,
+    /// Wei since the channel was opened that are signed now.
+    pub signed: u128,
     /// The payee asks for more than it may: the stream should be ended once what is paid has come.
     pub is_overbill: bool,
 }
@@ -221,11 +223,12 @@ impl PaidRequest {
         let purchase = Purchase::Running { id: self.entry.id };
         let required = Some(need.required_cumulative.0);
         let payment = self.inner.pay(&terms, purchase, required).await?;
-        let is_overbill = payment.is_overbill;
+        let (signed, is_overbill) = (payment.amount, payment.is_overbill);
         let is_higher = payment.amount > need.accepted_cumulative.0;
         let credential = is_higher.then(|| self.credential(payment, request_hash));
         Ok(Answer {
             credential: credential.transpose()?,
+            signed,
             is_overbill,
         })
     }
@@ -271,6 +274,14 @@ impl PaidRequest {
             overbill,
             is_signed,
         })
+    }
+
+    /// As [`PaidRequest::on_receipt`], from the header `Payment-Receipt` of an answer in one piece.
+    pub async fn on_receipt_header(&self, value: &str) -> Result<Verdict, PayError> {
+        let unreadable = PayError::Message("a receipt that cannot be read");
+        let envelope = parse_receipt(value).map_err(|_| unreadable.clone())?;
+        let receipt = serde_json::to_value(envelope).and_then(serde_json::from_value);
+        self.on_receipt(&receipt.map_err(|_| unreadable)?).await
     }
 
     /// The payee answered with an error, and so charged nothing.

@@ -3,6 +3,7 @@
 
 use alloy::primitives::{Address, B256};
 use mpp::PaymentChallenge;
+use mpp::protocol::core::parse_www_authenticate_all;
 use tenzro_protocol::amount::Wei;
 
 use crate::price::{Pricing, Tokens, WINDOW_TOKENS};
@@ -157,6 +158,21 @@ impl Terms {
             takes_authorizations,
             expires_at,
         })
+    }
+
+    /// Checks the challenge of this method among the values of `WWW-Authenticate`.
+    pub fn offered<'a>(
+        headers: impl IntoIterator<Item = &'a str>,
+        market: &Market,
+        expected: &Expected,
+        now: u64,
+    ) -> Result<Self, TermsError> {
+        let challenges = parse_www_authenticate_all(headers);
+        let ours = challenges.into_iter().flatten().find(|challenge| {
+            challenge.method.as_str() == METHOD && challenge.intent.as_str() == INTENT
+        });
+        let none = || TermsError::Format("there is none of this method".to_owned());
+        Self::check(ours.ok_or_else(none)?, market, expected, now)
     }
 
     /// Whether a credential made now reaches the payee in time, with `seconds` to spare.
@@ -365,6 +381,22 @@ pub(crate) mod tests {
         plain["amount"] = json!("10");
         let pricing = check(&plain).expect("fair").pricing;
         assert_eq!(pricing.output_per_token, Wei(10));
+    }
+
+    #[test]
+    fn our_challenge_is_found_among_others() {
+        let payee = Address::repeat_byte(9);
+        let ours = challenge(&request(payee)).to_header().expect("a header");
+        let mut other = challenge(&request(payee));
+        other.intent = "charge".into();
+        let other = other.to_header().expect("a header");
+        let offered = |headers: &[&str]| {
+            let headers = headers.iter().copied();
+            Terms::offered(headers, &market(), &expected(payee), NOW)
+        };
+        let found = offered(&["Basic realm=\"x\"", &other, &ours]).expect("found");
+        assert_eq!(found.payee, payee);
+        assert!(offered(&["Basic realm=\"x\"", &other]).is_err());
     }
 
     #[test]

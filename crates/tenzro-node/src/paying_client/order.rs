@@ -1,0 +1,147 @@
+//! How much a request can cost, from what it says.
+
+use tenzro_payments::payer::audit::{AnswerKind, AnswerShape, PromptTokens};
+use tenzro_protocol::openai::chat::{ChatRequest, Content};
+use tenzro_protocol::openai::completions::{CompletionRequest, Input};
+use tenzro_protocol::openai::embeddings::EmbeddingRequest;
+use tenzro_protocol::openai::{Parameters, Stop};
+
+/// What a request buys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Purchase {
+    pub(super) prompt: PromptTokens,
+    pub(super) shape: AnswerShape,
+}
+
+pub(super) fn chat_order(request: &ChatRequest) -> Purchase {
+    let text = request.messages.iter().map(|message| {
+        let content = match &message.content {
+            Some(Content::Text(text)) => text.len(),
+            Some(Content::Parts(parts)) => {
+                let texts = parts.iter().filter_map(|part| part.text.as_deref());
+                texts.map(str::len).sum()
+            }
+            None => 0,
+        };
+        content + message.role.len() + message.name.as_deref().map_or(0, str::len)
+    });
+    // A template may print its variables.
+    let kwargs = request.chat_template_kwargs.as_ref();
+    let kwargs = kwargs.and_then(|kwargs| serde_json::to_string(kwargs).ok());
+    let bytes = text.sum::<usize>() + kwargs.map_or(0, |text| text.len());
+    Purchase {
+        prompt: PromptTokens::of_text(bytes, request.messages.len().max(1)),
+        shape: shape(&request.parameters, request.max_completion_tokens, 1),
+    }
+}
+
+pub(super) fn completion_order(request: &CompletionRequest) -> Purchase {
+    let (prompt, prompts) = input(&request.prompt);
+    Purchase {
+        prompt,
+        shape: shape(&request.parameters, None, prompts),
+    }
+}
+
+pub(super) fn embedding_order(request: &EmbeddingRequest) -> Purchase {
+    let (prompt, answers) = input(&request.input);
+    Purchase {
+        prompt,
+        shape: AnswerShape {
+            kind: AnswerKind::Vectors,
+            answers,
+            tokens_max: Some(0),
+            stop_bytes: 0,
+        },
+    }
+}
+
+/// Tokens of a prompt or several, and how many there are.
+fn input(input: &Input) -> (PromptTokens, u32) {
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    match input {
+        Input::Text(text) => (PromptTokens::of_text(text.len(), 0), 1),
+        Input::Tokens(tokens) => (PromptTokens::counted(count(tokens.len())), 1),
+        Input::Texts(texts) => {
+            let prompts = texts
+                .iter()
+                .map(|text| PromptTokens::of_text(text.len(), 0));
+            (
+                prompts.fold(PromptTokens::counted(0), sum),
+                count(texts.len()),
+            )
+        }
+        Input::TokenLists(lists) => {
+            let tokens = lists.iter().map(Vec::len).sum();
+            (PromptTokens::counted(count(tokens)), count(lists.len()))
+        }
+    }
+}
+
+fn sum(one: PromptTokens, other: PromptTokens) -> PromptTokens {
+    PromptTokens {
+        likely: one.likely.saturating_add(other.likely),
+        most: one.most.saturating_add(other.most),
+    }
+}
+
+fn shape(parameters: &Parameters, newer_max: Option<u32>, prompts: u32) -> AnswerShape {
+    let stops = match &parameters.stop {
+        None => 0,
+        Some(Stop::One(stop)) => stop.len(),
+        Some(Stop::Many(stops)) => stops.iter().map(String::len).max().unwrap_or(0),
+    };
+    AnswerShape {
+        kind: AnswerKind::Stream,
+        answers: parameters.n.unwrap_or(1).saturating_mul(prompts).max(1),
+        tokens_max: newer_max.or(parameters.max_tokens),
+        stop_bytes: u32::try_from(stops).unwrap_or(u32::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_chat_buys_is_bounded_by_its_text_and_its_parameters() {
+        let request: ChatRequest = serde_json::from_value(json!({
+            "model": "m",
+            "messages": [
+                { "role": "system", "content": "abc" },
+                { "role": "user", "name": "ada", "content": [{ "type": "text", "text": "defgh" }] },
+            ],
+            "n": 2, "max_tokens": 9, "max_completion_tokens": 7, "stop": ["x", "long"],
+        }))
+        .expect("a request");
+        let purchase = chat_order(&request);
+        let bytes = 3 + 6 + 5 + 4 + 3;
+        assert_eq!(purchase.prompt, PromptTokens::of_text(bytes, 2));
+        let expected = AnswerShape {
+            kind: AnswerKind::Stream,
+            answers: 2,
+            tokens_max: Some(7),
+            stop_bytes: 4,
+        };
+        assert_eq!(purchase.shape, expected);
+    }
+
+    #[test]
+    fn prompts_of_tokens_are_counted_and_those_of_text_are_bounded() {
+        let of = |prompt: serde_json::Value| {
+            let request = json!({ "model": "m", "prompt": prompt, "n": 3 });
+            let request: CompletionRequest = serde_json::from_value(request).expect("a request");
+            let purchase = completion_order(&request);
+            (purchase.prompt, purchase.shape.answers)
+        };
+        assert_eq!(of(json!([1, 2, 3])), (PromptTokens::counted(3), 3));
+        assert_eq!(of(json!([[1, 2], [3]])), (PromptTokens::counted(3), 6));
+        assert_eq!(of(json!("abcdef")), (PromptTokens::of_text(6, 0), 3));
+        let (two, answers) = of(json!(["abc", "abcdef"]));
+        let one = |bytes| PromptTokens::of_text(bytes, 0);
+        assert_eq!(two, sum(one(3), one(6)));
+        assert_eq!(answers, 6);
+    }
+}

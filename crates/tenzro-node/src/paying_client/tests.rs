@@ -1,0 +1,136 @@
+//! The paying client against the real payee, and against servers that lie.
+
+mod hostile;
+mod market;
+
+use futures::StreamExt;
+use serde_json::json;
+use tenzro_payments::price::Tokens;
+use tenzro_protocol::openai::chat::{ChatChunk, ChatRequest};
+use tenzro_protocol::openai::completions::CompletionRequest;
+use tenzro_protocol::openai::embeddings::EmbeddingRequest;
+use tenzro_testkit::fake_inference::{FakeInference, INPUT_TOKENS, PROMPT_TOKENS, Script};
+
+use crate::openai_client::{Chunks, ClientError};
+use market::{Market, PRICING, Shop};
+
+fn chat() -> ChatRequest {
+    let request = json!({ "model": "fake", "messages": [{ "role": "user", "content": "hi" }] });
+    serde_json::from_value(request).expect("a request")
+}
+
+/// The text of an answer, and how it ended.
+async fn text(mut chunks: Chunks<ChatChunk>) -> (String, Option<ClientError>) {
+    let mut text = String::new();
+    while let Some(chunk) = chunks.next().await {
+        match chunk {
+            Ok(chunk) => {
+                let deltas = chunk
+                    .choices
+                    .into_iter()
+                    .filter_map(|choice| choice.delta.content);
+                text.extend(deltas);
+            }
+            Err(error) => return (text, Some(error)),
+        }
+    }
+    (text, None)
+}
+
+fn cost(input: u32, output: u32) -> u128 {
+    PRICING.cost(Tokens { input, output }).expect("small")
+}
+
+/// Wei that the payer's books say were spent.
+async fn spent(market: &Market) -> u128 {
+    let rows = market.payer.spending(0).await.expect("read");
+    rows.iter().map(|row| row.charged).sum()
+}
+
+#[tokio::test]
+async fn a_chat_longer_than_many_windows_is_paid_token_by_token() {
+    let market = Market::new();
+    let shop = Shop::open(&market, FakeInference::new(Script::Say(vec!["word "; 50]))).await;
+    let client = shop.client(&market);
+    let chunks = client.chat(&chat()).await.expect("paid");
+    let (answer, error) = text(chunks).await;
+    assert_eq!(
+        (answer, error.map(|error| error.to_string())),
+        ("word ".repeat(50), None)
+    );
+    assert_eq!(spent(&market).await, cost(PROMPT_TOKENS, 50));
+    let channels = market.payer.channels().await.expect("read");
+    assert_eq!(channels.len(), 1);
+    assert_eq!(
+        (channels[0].due, channels[0].doubt),
+        (cost(PROMPT_TOKENS, 50), 0)
+    );
+    assert!(market.payer.evidence(9).await.expect("read").is_empty());
+
+    let (answer, _) = text(client.chat(&chat()).await.expect("paid")).await;
+    assert_eq!(answer, "word ".repeat(50));
+    assert_eq!(spent(&market).await, 2 * cost(PROMPT_TOKENS, 50));
+    assert_eq!(market.vault.deposits(), 1, "the channel is used again");
+}
+
+#[tokio::test]
+async fn a_prompt_that_the_provider_counts_higher_takes_another_round() {
+    let market = Market::new();
+    let engine = FakeInference::new(Script::Say(vec!["a", "b"])).guessing(200);
+    let shop = Shop::open(&market, engine).await;
+    let (answer, error) = text(shop.client(&market).chat(&chat()).await.expect("paid")).await;
+    assert_eq!((answer.as_str(), error.is_none()), ("ab", true));
+    assert_eq!(spent(&market).await, cost(PROMPT_TOKENS, 2));
+}
+
+#[tokio::test]
+async fn completions_and_embeddings_are_paid_as_well() {
+    let market = Market::new();
+    let shop = Shop::open(&market, FakeInference::new(Script::Say(vec!["a", "b"]))).await;
+    let client = shop.client(&market);
+    let request: CompletionRequest =
+        serde_json::from_value(json!({ "model": "fake", "prompt": "hello there" }))
+            .expect("a request");
+    let chunks = client.complete(&request).await.expect("paid");
+    let parts: Vec<_> = chunks.map(|chunk| chunk.expect("a chunk")).collect().await;
+    let text: String = parts
+        .iter()
+        .flat_map(|part| &part.choices)
+        .map(|choice| choice.text.as_str())
+        .collect();
+    assert_eq!(text, "ab");
+    assert_eq!(spent(&market).await, cost(PROMPT_TOKENS, 2));
+
+    let request: EmbeddingRequest =
+        serde_json::from_value(json!({ "model": "fake", "input": "hi" })).expect("a request");
+    let answer = client.embed(&request).await.expect("paid");
+    assert_eq!(answer.data.len(), 1);
+    assert_eq!(spent(&market).await, cost(PROMPT_TOKENS + INPUT_TOKENS, 2));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_dropped_leaves_a_doubt_that_the_next_one_settles() {
+    let market = Market::new();
+    let engine = FakeInference::new(Script::SayAndWait("word "));
+    let shop = Shop::open(&market, engine).await;
+    let client = shop.client(&market);
+    let mut chunks = client.chat(&chat()).await.expect("paid");
+    while let Some(chunk) = chunks.next().await {
+        let is_text = |chunk: ChatChunk| {
+            chunk
+                .choices
+                .iter()
+                .any(|choice| choice.delta.content.as_deref() == Some("word "))
+        };
+        if is_text(chunk.expect("a chunk")) {
+            break;
+        }
+    }
+    drop(chunks);
+    shop.engine.wait_for_dropped(1).await;
+    shop.engine.release();
+    let (answer, _) = text(client.chat(&chat()).await.expect("paid")).await;
+    assert_eq!(answer, "word ");
+    assert_eq!(spent(&market).await, 2 * cost(PROMPT_TOKENS, 1));
+    assert_eq!(market.payer.channels().await.expect("read")[0].doubt, 0);
+}

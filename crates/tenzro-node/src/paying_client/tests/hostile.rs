@@ -1,0 +1,287 @@
+//! Servers that lie, flood or never end.
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tenzro_payments::payer::PayError;
+use tenzro_payments::payer::terms::TermsError;
+use tenzro_payments::signature::Signature;
+use tenzro_protocol::amount::Wei;
+
+use super::market::{Market, PRICING, place, signer};
+use super::{chat, cost, text};
+use crate::openai_client::ClientError;
+use crate::paying_client::PayingClient;
+
+/// What a server answers to a request that pays; the id of the channel is put in for `CHANNEL`.
+type Answer = Arc<dyn Fn() -> Response + Send + Sync>;
+
+/// A server that asks for payment and then does as it likes. Vouchers that it gets are noted.
+struct Liar {
+    base_url: String,
+    vouchers: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Liar {
+    async fn start(answer: Answer) -> Self {
+        let vouchers = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&vouchers);
+        let app = Router::new().fallback(move |request: Request| {
+            let (answer, noted) = (Arc::clone(&answer), Arc::clone(&noted));
+            async move { respond(&request, &answer, &noted) }
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self {
+            base_url: format!("http://{address}/v1"),
+            vouchers,
+        }
+    }
+
+    async fn streaming(events: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        Self::start(Arc::new(move || Body::from(events()).into_response())).await
+    }
+
+    fn client(&self, market: &Market) -> PayingClient {
+        market.client(&self.base_url, 30)
+    }
+
+    /// Amounts of the vouchers, in the order in which they came.
+    fn amounts(&self) -> Vec<String> {
+        let vouchers = self.vouchers.lock().expect("unpoisoned");
+        let amount = |voucher: &Value| voucher["cumulativeAmount"].as_str().map(str::to_owned);
+        vouchers.iter().filter_map(amount).collect()
+    }
+}
+
+fn respond(request: &Request, answer: &Answer, noted: &Mutex<Vec<Value>>) -> Response {
+    let credential = request.headers().get("authorization");
+    let Some(credential) = credential.and_then(|value| value.to_str().ok()) else {
+        return challenge();
+    };
+    let credential = mpp::parse_authorization(credential).expect("a credential");
+    let channel = credential.payload["channelId"].clone();
+    noted.lock().expect("unpoisoned").push(credential.payload);
+    if request.uri().path() == "/v1/payments/voucher" {
+        return StatusCode::OK.into_response();
+    }
+    let (parts, body) = answer().into_parts();
+    let channel = channel.as_str().unwrap_or_default().to_owned();
+    let pieces = body.into_data_stream().map(move |piece| {
+        let text = String::from_utf8_lossy(&piece?).replace("CHANNEL", &channel);
+        Ok::<_, axum::Error>(text)
+    });
+    Response::from_parts(parts, Body::from_stream(pieces))
+}
+
+fn challenge() -> Response {
+    let request = json!({
+        "amount": "30",
+        "currency": place().token,
+        "recipient": signer(9).address(),
+        "methodDetails": {
+            "chainId": 1337,
+            "escrowContract": place().domain.escrow,
+            "feePayer": true,
+            "credentialTypes": ["authorization"],
+        },
+        "pricing": PRICING,
+    });
+    let request = mpp::protocol::core::Base64UrlJson::from_value(&request).expect("JSON");
+    let challenge = mpp::PaymentChallenge::new("id", "liar", "evm", "session", request);
+    let header = challenge.to_header().expect("a header");
+    (StatusCode::PAYMENT_REQUIRED, [("www-authenticate", header)]).into_response()
+}
+
+fn chunk(text: &str) -> String {
+    let chunk = json!({
+        "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "fake",
+        "choices": [{ "index": 0, "delta": { "content": text } }],
+    });
+    format!("data: {chunk}\n\n")
+}
+
+fn need(required: u128) -> String {
+    let need = json!({
+        "channelId": "CHANNEL", "requiredCumulative": required.to_string(),
+        "acceptedCumulative": "0", "deposit": "1000000",
+    });
+    format!("event: payment-need-voucher\ndata: {need}\n\n")
+}
+
+fn receipt(output: u32, charged: u128) -> String {
+    let receipt = json!({
+        "method": "evm", "intent": "session", "status": "success",
+        "timestamp": "2027-01-15T08:00:00Z", "reference": "CHANNEL", "challengeId": "id",
+        "channelId": "CHANNEL", "acceptedCumulative": "0", "spent": charged.to_string(),
+        "chainId": 1337,
+        "usage": {
+            "requestId": "r", "inputTokens": 5, "outputTokens": output, "cachedTokens": 0,
+            "charged": Wei(charged), "priceVersion": 3, "ttftMs": 1, "durationMs": 2,
+            "finish": "stop", "signature": Signature([1; 65]),
+        },
+    });
+    format!("event: payment-receipt\ndata: {receipt}\n\n")
+}
+
+/// The words of the error that ends a chat with that stream, and the text before it.
+async fn end_of(events: impl Fn() -> String + Send + Sync + 'static) -> (String, String) {
+    let market = Market::new();
+    let liar = Liar::streaming(events).await;
+    let chunks = liar.client(&market).chat(&chat()).await.expect("it begins");
+    let (text, error) = text(chunks).await;
+    (
+        text,
+        error.map(|error| error.to_string()).unwrap_or_default(),
+    )
+}
+
+#[tokio::test]
+async fn m18_a_price_above_the_registered_one_is_not_paid() {
+    let market = Market::new();
+    let liar = Liar::streaming(String::new).await;
+    let refused = market
+        .client(&liar.base_url, 29)
+        .chat(&chat())
+        .await
+        .map(drop);
+    let what = "output";
+    let (asked, registered) = (30, 29);
+    let dearer = TermsError::Dearer {
+        what,
+        asked,
+        registered,
+    };
+    match refused {
+        Err(ClientError::Payment(PayError::Terms(error))) => assert_eq!(error, dearer),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(liar.amounts(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn m08_a_demand_beyond_the_limit_gets_the_limit_and_ends_the_stream() {
+    let market = Market::new();
+    // Never ends by itself.
+    let answer: Answer = Arc::new(|| {
+        let events =
+            futures::stream::once(async { Ok::<_, axum::Error>(chunk("four") + &need(999_999)) });
+        let endless = events.chain(futures::stream::pending());
+        Response::new(Body::from_stream(endless))
+    });
+    let liar = Liar::start(answer).await;
+    let chunks = liar.client(&market).chat(&chat()).await.expect("it begins");
+    let (text, error) = text(chunks).await;
+    assert_eq!(text, "four");
+    // "user" and "hi", with what a template may add; four bytes and two ends of text; a window.
+    let prompt = 6 + 16 + 256;
+    let limit = cost(prompt, 4 + 2 + 4);
+    match error {
+        Some(ClientError::Payment(PayError::Overbilled { required, signed })) => {
+            assert_eq!((required, signed), (999_999, limit));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(liar.amounts().last(), Some(&limit.to_string()));
+}
+
+#[tokio::test]
+async fn m19_a_bill_for_more_than_arrived_is_kept_as_evidence() {
+    let market = Market::new();
+    let events = || chunk("four") + &receipt(60, cost(5, 60)) + "data: [DONE]\n\n";
+    let liar = Liar::streaming(events).await;
+    let chunks = liar.client(&market).chat(&chat()).await.expect("it begins");
+    assert_eq!(text(chunks).await.0, "four");
+    let spending = market.payer.spending(0).await.expect("read");
+    assert_eq!(
+        (spending[0].charged, spending[0].overbills),
+        (cost(5, 4 + 2), 1)
+    );
+    assert_eq!(market.payer.evidence(9).await.expect("read").len(), 1);
+}
+
+#[tokio::test]
+async fn m23_streams_that_never_end_or_make_no_sense_are_ended() {
+    type Events = fn() -> String;
+    let cases: [(Events, &str); 5] = [
+        (|| need(1).repeat(2_000), "events without any text"),
+        (|| chunk("").repeat(2_000), "events without any text"),
+        (
+            || format!("data: {}", "x".repeat(5 << 20)),
+            "longer than 4 MiB",
+        ),
+        (
+            || format!("event: payment-receipt\ndata: {}\n\n", "x".repeat(70 << 10)),
+            "too long",
+        ),
+        (|| chunk("four"), "broke the answer off"),
+    ];
+    for (events, reason) in cases {
+        let (_, error) = end_of(events).await;
+        assert!(error.contains(reason), "{reason}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_payment_is_given_up() {
+    let market = Market::new();
+    let liar = Liar::start(Arc::new(challenge)).await;
+    let refused = liar.client(&market).chat(&chat()).await.map(drop);
+    let error = refused.expect_err("refused").to_string();
+    assert!(error.contains("refuses every payment"), "{error}");
+    assert_eq!(liar.amounts().len(), 4);
+    let channels = market.payer.channels().await.expect("read");
+    assert_eq!((channels[0].due, channels[0].doubt), (0, 0));
+}
+
+#[tokio::test]
+async fn errors_and_redirects_cost_nothing() {
+    let answers: [fn() -> Response; 2] = [
+        || StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        || (StatusCode::FOUND, [("location", "http://127.0.0.1:1/")]).into_response(),
+    ];
+    for (answer, status) in answers.into_iter().zip([500, 302]) {
+        let market = Market::new();
+        let liar = Liar::start(Arc::new(answer)).await;
+        match liar.client(&market).chat(&chat()).await.map(drop) {
+            Err(ClientError::Server { status: found, .. }) => assert_eq!(found, status),
+            other => panic!("{other:?}"),
+        }
+        let channels = market.payer.channels().await.expect("read");
+        assert_eq!((channels[0].due, channels[0].doubt), (0, 0));
+        assert_eq!(market.payer.spending(0).await.expect("read"), []);
+    }
+}
+
+#[tokio::test]
+async fn m15_addresses_of_private_networks_are_not_paid() {
+    let market = Market::new();
+    let expected = tenzro_payments::payer::terms::Expected {
+        payee: signer(9).address(),
+        model: "fake".to_owned(),
+        model_hash: None,
+        input_price_max: 10,
+        output_price_max: 30,
+        window_tokens_max: 32,
+    };
+    for url in ["http://127.0.0.1:1/v1", "http://169.254.169.254/v1"] {
+        let payer = market.payer.clone();
+        let client = PayingClient::new(url, false, payer, expected.clone(), None).map(drop);
+        let error = client.expect_err(url).to_string();
+        assert!(error.contains("private network"), "{error}");
+    }
+    let payer = market.payer.clone();
+    let named = PayingClient::new("http://localhost:1/v1", false, payer, expected, None);
+    let refused = named.expect("a name").chat(&chat()).await.map(drop);
+    let error = refused.expect_err("private").to_string();
+    assert!(error.contains("private network"), "{error}");
+}

@@ -1,0 +1,244 @@
+//! A payer, an escrow in memory, and model servers that are paid through it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use futures::future::BoxFuture;
+use tempfile::TempDir;
+use tenzro_api::{Limits, Server, ServerConfig};
+use tenzro_ledger::{Address, B256};
+use tenzro_payments::authorization::{ChannelParameters, TokenDomain};
+use tenzro_payments::books::Books;
+use tenzro_payments::escrow::{Escrow, EscrowChannel, EscrowError, Settled, SignedDeposit};
+use tenzro_payments::payee::{PATIENCE, Payee, Sale};
+use tenzro_payments::payer::terms::{Expected, Market as Place};
+use tenzro_payments::payer::{Payer, PayerConfig, PayerLedger, unix_now};
+use tenzro_payments::price::Pricing;
+use tenzro_payments::signature::Signer;
+use tenzro_payments::voucher::{Domain, Voucher};
+use tenzro_payments::wire::ModelTerms;
+use tenzro_protocol::amount::Wei;
+use tenzro_testkit::fake_inference::FakeInference;
+use tokio::sync::watch;
+
+use crate::billing::Till;
+use crate::paying_client::PayingClient;
+
+pub(super) const PRICING: Pricing = Pricing {
+    input_per_token: Wei(10),
+    output_per_token: Wei(30),
+    price_version: 3,
+    window_tokens: 4,
+};
+
+pub(super) fn signer(byte: u8) -> Signer {
+    Signer::from_bytes(&B256::repeat_byte(byte)).expect("a key")
+}
+
+pub(super) fn place() -> Place {
+    Place {
+        domain: Domain::new(1337, Address::repeat_byte(0xe5)),
+        token: Address::repeat_byte(0x5f),
+    }
+}
+
+/// A wallet with money, and the escrow.
+pub(super) struct Market {
+    pub(super) payer: Payer,
+    pub(super) vault: Arc<Vault>,
+    pub(super) home: TempDir,
+}
+
+impl Market {
+    pub(super) fn new() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let home = tempfile::tempdir().expect("a folder");
+        let vault = Arc::new(Vault::default());
+        let config = PayerConfig {
+            path: home.path().join("payer.db"),
+            market: place(),
+            signer: signer(1),
+            limits: Default::default(),
+            clock: unix_now,
+        };
+        let payer = Payer::open(config, Arc::clone(&vault) as _).expect("the books open");
+        Self { payer, vault, home }
+    }
+
+    pub(super) fn client(&self, base_url: &str, output_price_max: u128) -> PayingClient {
+        let expected = Expected {
+            payee: signer(9).address(),
+            model: "fake".to_owned(),
+            model_hash: None,
+            input_price_max: 10,
+            output_price_max,
+            window_tokens_max: 32,
+        };
+        PayingClient::new(base_url, true, self.payer.clone(), expected, None).expect("a client")
+    }
+}
+
+/// A model server that is paid.
+pub(super) struct Shop {
+    server: Server,
+    pub(super) engine: Arc<FakeInference>,
+}
+
+impl Shop {
+    pub(super) async fn open(market: &Market, engine: FakeInference) -> Self {
+        let sale = Sale {
+            domain: place().domain,
+            token: place().token,
+            model: ModelTerms {
+                id: "fake".to_owned(),
+                hash: None,
+            },
+            realm: "shop".to_owned(),
+            patience: PATIENCE,
+        };
+        let books = Books::open(&market.home.path().join("payee.db"), "shop", |_| false);
+        let price = watch::Sender::new(Some(PRICING)).subscribe();
+        let escrow = Arc::clone(&market.vault) as _;
+        let payee = Payee::new(sale, signer(9), price, escrow, books.expect("books"));
+        let engine = Arc::new(engine);
+        let config = ServerConfig {
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            cors: false,
+            fingerprint: "test".to_owned(),
+            limits: Limits::default(),
+        };
+        let till = Till::new(payee, "the operator's token");
+        let server = Server::bind(config, Arc::clone(&engine) as _, Some(till)).await;
+        Self {
+            server: server.expect("a free port"),
+            engine,
+        }
+    }
+
+    pub(super) fn client(&self, market: &Market) -> PayingClient {
+        market.client(&format!("http://{}/v1", self.server.local_addr()), 30)
+    }
+}
+
+/// The escrow contract, by its rules on deposits. Nobody settles in these tests.
+#[derive(Debug, Default)]
+pub(super) struct Vault {
+    channels: Mutex<BTreeMap<B256, EscrowChannel>>,
+    deposits: Mutex<usize>,
+}
+
+impl Vault {
+    pub(super) fn deposits(&self) -> usize {
+        *self.deposits.lock().expect("unpoisoned")
+    }
+
+    fn get(&self, id: B256) -> Option<EscrowChannel> {
+        self.channels.lock().expect("unpoisoned").get(&id).copied()
+    }
+}
+
+impl PayerLedger for Vault {
+    fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
+        Box::pin(async move { Ok(self.get(id)) })
+    }
+
+    fn balance(&self, _owner: Address) -> BoxFuture<'_, Result<u128, EscrowError>> {
+        Box::pin(async { Ok(1_000_000_000) })
+    }
+
+    fn channels_of(&self, _payer: Address) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+impl Escrow for Vault {
+    fn channel_id(&self, payer: Address, salt: B256, authorized_signer: Address) -> B256 {
+        let parameters = ChannelParameters {
+            payer,
+            payee: signer(9).address(),
+            token: place().token,
+            salt,
+            authorized_signer,
+        };
+        parameters.id(&place().domain)
+    }
+
+    fn check(&self, deposit: &SignedDeposit) -> Result<(), String> {
+        let (SignedDeposit::Open {
+            authorization,
+            signature,
+            ..
+        }
+        | SignedDeposit::TopUp {
+            authorization,
+            signature,
+            ..
+        }) = deposit;
+        let token = TokenDomain::new(1337, place().token);
+        match token.signer(authorization, signature) {
+            Ok(signer) if signer == authorization.from => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
+        Box::pin(async move { Ok(self.get(id)) })
+    }
+
+    fn submit(&self, deposit: SignedDeposit) -> BoxFuture<'_, Result<B256, EscrowError>> {
+        let mut channels = self.channels.lock().expect("unpoisoned");
+        *self.deposits.lock().expect("unpoisoned") += 1;
+        match deposit {
+            SignedDeposit::Open {
+                salt,
+                authorized_signer,
+                authorization,
+                ..
+            } => {
+                let payer = authorization.from;
+                let channel = EscrowChannel {
+                    payer,
+                    payee: signer(9).address(),
+                    signer: payer,
+                    deposit: authorization.value.0,
+                    settled: 0,
+                    is_closing: false,
+                    is_final: false,
+                };
+                channels.insert(self.channel_id(payer, salt, authorized_signer), channel);
+            }
+            SignedDeposit::TopUp {
+                channel_id,
+                authorization,
+                ..
+            } => {
+                let channel = channels.get_mut(&channel_id).expect("a channel");
+                channel.deposit += authorization.value.0;
+            }
+        }
+        Box::pin(async { Ok(B256::repeat_byte(7)) })
+    }
+
+    fn deposited_by(&self, _: B256) -> BoxFuture<'_, Result<Option<B256>, EscrowError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn settle(
+        &self,
+        _vouchers: Vec<Voucher>,
+    ) -> BoxFuture<'_, Result<(B256, Vec<Settled>), EscrowError>> {
+        Box::pin(async { Err(EscrowError::Unavailable("nobody settles".to_owned())) })
+    }
+
+    fn close(
+        &self,
+        _channel_id: B256,
+        _last: Option<Voucher>,
+    ) -> BoxFuture<'_, Result<B256, EscrowError>> {
+        Box::pin(async { Err(EscrowError::Unavailable("nobody closes".to_owned())) })
+    }
+
+    fn news(&self) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
