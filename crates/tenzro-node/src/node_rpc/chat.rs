@@ -206,6 +206,7 @@ fn from_engine(error: &GenerateError) -> RpcError {
         | GenerateError::UpstreamContextLength { .. }
         | GenerateError::Invalid { .. } => RpcError::invalid_params(error.to_string()),
         GenerateError::Unavailable { .. } => RpcError::new(code::NOT_FOUND, error.to_string()),
+        GenerateError::Payment { .. } => RpcError::new(code::TRANSACTION, error.to_string()),
         GenerateError::QueueFull { .. } | GenerateError::Upstream { .. } => {
             RpcError::new(code::ENDPOINT, error.to_string())
         }
