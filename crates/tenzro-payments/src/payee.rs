@@ -444,10 +444,6 @@ impl Payee {
         Ok(self.0.escrow.news().await?)
     }
 
-    pub(crate) async fn cell(&self, id: B256) -> Result<Arc<Cell>, Refusal> {
-        self.find(id).await
-    }
-
     pub(crate) fn all_cells(&self) -> Vec<Arc<Cell>> {
         self.cells().values().cloned().collect()
     }
