@@ -21,6 +21,7 @@ use tenzro_payments::voucher::Domain;
 use tenzro_protocol::amount::Wei;
 use tokio::task::JoinHandle;
 
+use crate::channel_view::ChannelViews;
 use crate::config::Config;
 use crate::directory::LocalEndpoint;
 use crate::escrow::LedgerView;
@@ -186,6 +187,7 @@ async fn rpc(
     let payer = account.as_ref().map(|account| payer(config, &ledger, account));
     Ok(NodeRpc {
         payer: payer.transpose()?,
+        channels: ChannelViews::new(ledger.clone()),
         network: OnceLock::new(),
         ledger,
         registry: source.registry.clone(),

@@ -6,6 +6,7 @@
 //!       └─ writes ─▶ transactions that the caller signed, or, for the operator, the node's wallet
 //! ```
 
+mod channels;
 mod chat;
 mod params;
 mod reads;
@@ -25,6 +26,7 @@ use tenzro_ledger::{Account, Address, Ledger, RegistryRules, TransportError, for
 use tenzro_payments::payer::Payer;
 use tenzro_protocol::json_rpc::{RpcError, code};
 
+use crate::channel_view::ChannelViews;
 use crate::directory::Directory;
 use crate::health::Health;
 use crate::home::Home;
@@ -98,6 +100,8 @@ pub(crate) struct NodeRpc {
     pub(crate) payer: Option<Payer>,
     /// Who serves what; set once the node is complete.
     pub(crate) network: OnceLock<Weak<NetworkInference>>,
+    /// Channels as the ledger tells them.
+    pub(crate) channels: ChannelViews,
     pub(crate) local: LocalEndpoints,
     pub(crate) prober: Prober,
     pub(crate) health: Health,
@@ -146,6 +150,10 @@ impl NodeRpc {
             "tenzro_setProviderPricing" => self.set_provider_pricing(caller, params).await,
             "tenzro_setProviderSchedule" => self.set_provider_schedule(caller, params).await,
             "tenzro_chat" => self.chat(caller, params).await,
+            "tenzro_listPaymentChannels" => self.list_channels(caller, params).await,
+            "tenzro_openPaymentChannel" => self.open_channel(caller, params).await,
+            "tenzro_topUpPaymentChannel" => self.top_up_channel(caller, params).await,
+            "tenzro_closePaymentChannel" => self.close_channel(caller, params).await,
             "tenzro_serveModel" => self.serve_model(caller, params).await,
             "tenzro_stopModel" => self.stop_model(caller, params).await,
             method if DEVELOPMENT.contains(&method) && self.is_embedded => match caller {

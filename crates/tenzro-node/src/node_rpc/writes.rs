@@ -347,7 +347,7 @@ impl NodeRpc {
         Ok(server.base_url)
     }
 
-    fn operations(&self, caller: Caller) -> Result<Operations<'_>, RpcError> {
+    pub(super) fn operations(&self, caller: Caller) -> Result<Operations<'_>, RpcError> {
         if caller != Caller::Operator {
             return Err(not_operator());
         }
@@ -360,7 +360,7 @@ impl NodeRpc {
     }
 
     /// Sends what the caller signed, one after the other; the last receipt.
-    async fn submit_all(
+    pub(super) async fn submit_all(
         &self,
         transactions: &SignedTransactions,
     ) -> Result<Option<TransactionReceipt>, RpcError> {
@@ -373,7 +373,7 @@ impl NodeRpc {
     }
 
     /// They are few, and call this ledger's contracts.
-    fn check_signed(&self, transactions: &SignedTransactions) -> Result<(), RpcError> {
+    pub(super) fn check_signed(&self, transactions: &SignedTransactions) -> Result<(), RpcError> {
         if transactions.len() > TRANSACTIONS_MAX {
             return Err(RpcError::invalid_params(format!(
                 "signed_transactions: at most {TRANSACTIONS_MAX}"
@@ -459,7 +459,7 @@ pub(super) fn schedule_value(schedule: Option<&Schedule>) -> Value {
     })
 }
 
-fn extend(value: &mut Value, more: Value) {
+pub(super) fn extend(value: &mut Value, more: Value) {
     if let (Value::Object(fields), Value::Object(more)) = (value, more) {
         fields.extend(more);
     }
@@ -476,13 +476,13 @@ fn network_id(model: &str) -> Result<String, RpcError> {
     )))
 }
 
-fn sent(result: Result<TransactionReceipt, SendError>) -> Result<TransactionReceipt, RpcError> {
+pub(super) fn sent(result: Result<TransactionReceipt, SendError>) -> Result<TransactionReceipt, RpcError> {
     let receipt = result.map_err(|error| from_send(&error))?;
     tracing::info!(transaction = %receipt.transaction_hash, from = %receipt.from, "mined");
     Ok(receipt)
 }
 
-fn from_send(error: &SendError) -> RpcError {
+pub(super) fn from_send(error: &SendError) -> RpcError {
     match error {
         SendError::Reverted {
             reason,
