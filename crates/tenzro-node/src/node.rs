@@ -30,7 +30,7 @@ use crate::ledger_source::{self, LedgerSource, LedgerSourceError};
 use crate::local_endpoints::LocalEndpoints;
 use crate::model_server::{reachable, unix_seconds};
 use crate::network_inference::NetworkInference;
-use crate::node_rpc::NodeRpc;
+use crate::node_rpc::{LastEarnings, NodeRpc};
 use crate::operator_token::ensure_operator_token;
 use crate::probe::Prober;
 use crate::servers::{NodeRecord, Servers, Slot, running_node};
@@ -188,6 +188,7 @@ async fn rpc(
     Ok(NodeRpc {
         payer: payer.transpose()?,
         channels: ChannelViews::new(ledger.clone()),
+        earnings: LastEarnings::default(),
         network: OnceLock::new(),
         ledger,
         registry: source.registry.clone(),

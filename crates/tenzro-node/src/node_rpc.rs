@@ -10,6 +10,7 @@ mod channels;
 mod chat;
 mod params;
 mod reads;
+mod stats;
 mod writes;
 
 use std::sync::{Arc, OnceLock, Weak};
@@ -33,6 +34,8 @@ use crate::home::Home;
 use crate::local_endpoints::LocalEndpoints;
 use crate::network_inference::NetworkInference;
 use crate::probe::Prober;
+
+pub(crate) use stats::LastEarnings;
 
 /// Ethereum methods that are passed on. Others may act with keys that the chain's node holds.
 const FORWARDED: [&str; 35] = [
@@ -102,6 +105,7 @@ pub(crate) struct NodeRpc {
     pub(crate) network: OnceLock<Weak<NetworkInference>>,
     /// Channels as the ledger tells them.
     pub(crate) channels: ChannelViews,
+    pub(crate) earnings: LastEarnings,
     pub(crate) local: LocalEndpoints,
     pub(crate) prober: Prober,
     pub(crate) health: Health,
@@ -154,6 +158,7 @@ impl NodeRpc {
             "tenzro_openPaymentChannel" => self.open_channel(caller, params).await,
             "tenzro_topUpPaymentChannel" => self.top_up_channel(caller, params).await,
             "tenzro_closePaymentChannel" => self.close_channel(caller, params).await,
+            "tenzro_providerStats" => self.provider_stats(params).await,
             "tenzro_serveModel" => self.serve_model(caller, params).await,
             "tenzro_stopModel" => self.stop_model(caller, params).await,
             method if DEVELOPMENT.contains(&method) && self.is_embedded => match caller {
