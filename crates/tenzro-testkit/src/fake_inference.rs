@@ -207,6 +207,7 @@ impl Inference for FakeInference {
             let started = GenerateEvent::Started(Started {
                 prompt_tokens: if is_exact { PROMPT_TOKENS } else { 0 },
                 cached_tokens: 2,
+                            cost: None,
                 queued: Duration::ZERO,
             });
             let is_metered = tokens > 0;
@@ -236,6 +237,7 @@ impl Inference for FakeInference {
                             prompt_tokens: PROMPT_TOKENS,
                             completion_tokens: tokens,
                             cached_tokens: 2,
+                            cost: None,
                         },
                     })),
                 }

@@ -1,7 +1,7 @@
 //! Money between two homes: paid answers, channels, earnings, and ways out without the other side.
 
 use serde_json::{Value, json};
-use tenzro_node::NodeClient;
+use tenzro_node::{NodeClient, NodeError};
 use tenzro_protocol::amount::Wei;
 
 use super::Home;
@@ -35,11 +35,15 @@ fn amount(value: &Value) -> Wei {
 }
 
 fn rpc(home: &Home, method: &str, params: Value) -> Value {
+    call(home, method, params).expect(method)
+}
+
+/// As the operator of the home's node.
+fn call(home: &Home, method: &str, params: Value) -> Result<Value, NodeError> {
     let url = home.rpc.as_deref().expect("a node");
     let node = NodeClient::new(url, &home.paths()).expect("an address");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let answer = runtime.block_on(node.call(method, params));
-    answer.expect(method)
+    runtime.block_on(node.call(method, params))
 }
 
 const QUESTION: [&str; 9] = [
@@ -121,6 +125,40 @@ fn an_answer_of_the_network_is_paid_and_the_rest_of_the_channel_comes_back() {
     let unsettled = format!("unsettled  {} TNZO in 1 open channel", total.tnzo());
     assert!(status.contains(&unsettled), "{status}");
 
+    let stats = rpc(&consumer, "tenzro_providerStats", json!([seller]));
+    assert_eq!(stats["model_ids"], json!(["smollm2-135m"]), "{stats}");
+    let known = [
+        ("models_served", json!(1)),
+        ("staked", json!(Wei(1000 * 10u128.pow(18)))),
+        ("total_earned", json!("0")),
+        ("inferences_bought", json!(2)),
+        ("is_serving", json!(true)),
+        ("uptime_percent", json!(100.0)),
+        // Only the provider's own node knows.
+        ("total_inferences", Value::Null),
+        ("unsettled", Value::Null),
+        ("success_rate", Value::Null),
+    ];
+    for (name, value) in known {
+        assert_eq!(stats[name], value, "{name}: {stats}");
+    }
+    assert!(
+        stats["avg_latency_ms"]
+            .as_f64()
+            .is_some_and(|mean| mean > 0.0),
+        "{stats}"
+    );
+    let own = rpc(&provider, "tenzro_providerStats", json!([]));
+    assert_eq!(
+        (
+            &own["total_inferences"],
+            &own["unsettled"],
+            &own["inferences_bought"]
+        ),
+        (&json!(2), &json!(total), &json!(0)),
+        "{own}"
+    );
+
     let id = channel["channel_id"].as_str().expect("an id");
     let deposit = amount(&channel["deposit"]);
     let closed = consumer.ok(&["channel", "close", id]);
@@ -143,6 +181,12 @@ fn an_answer_of_the_network_is_paid_and_the_rest_of_the_channel_comes_back() {
         )),
         "{earned}"
     );
+    let stats = rpc(
+        &consumer,
+        "tenzro_providerStats",
+        json!([{"address": seller}]),
+    );
+    assert_eq!(stats["total_earned"], json!(total), "{stats}");
     let again = consumer.json(&["channel", "close", id]);
     assert_eq!(
         (&again["status"], &again["transaction_hash"]),
@@ -322,5 +366,40 @@ fn what_the_wallet_or_its_owner_does_not_allow_is_said_with_the_next_step() {
         limited.stderr.contains("payments.max_deposit"),
         "{}",
         limited.stderr
+    );
+}
+
+#[test]
+fn an_endpoint_that_asks_to_be_paid_to_somebody_else_is_not_recorded() {
+    let (provider, consumer) = market();
+    let endpoints = provider.json(&["model", "endpoints"]);
+    let offer = json!([{
+        "model": "smollm2-135m",
+        "endpoint": endpoints[0]["api_endpoint"],
+        "remote": true,
+    }]);
+    let priced = [
+        "provider",
+        "pricing",
+        "set",
+        "--model",
+        "smollm2-135m",
+        "--per-token",
+        "0.0001",
+    ];
+    consumer.ok(&priced);
+    let error = call(&consumer, "tenzro_serveModel", offer.clone()).expect_err("another wallet");
+    let expected = format!(
+        "asks for payment to another payee: {}, not {}",
+        address(&provider),
+        address(&consumer)
+    );
+    assert!(error.to_string().contains(&expected), "{error}");
+    let all = consumer.json(&["model", "endpoints"]);
+    assert_eq!(all.as_array().map(Vec::len), Some(1), "{all}");
+    // The same endpoint again, for the wallet that it is of.
+    assert_eq!(
+        rpc(&provider, "tenzro_serveModel", offer)["is_active"],
+        json!(true)
     );
 }
