@@ -33,6 +33,7 @@ use crate::network_inference::NetworkInference;
 use crate::node_rpc::{LastEarnings, NodeRpc};
 use crate::operator_token::ensure_operator_token;
 use crate::probe::Prober;
+use crate::sale::Place;
 use crate::servers::{NodeRecord, Servers, Slot, running_node};
 
 /// How often the books of the payer are held against the ledger.
@@ -98,7 +99,10 @@ impl Node {
         let source = ledger_source::open(config, &waiting).await?;
         let account = account(config, &source)?;
         let rpc = Arc::new(rpc(config, &source, account).await?);
-        let inference = Arc::new(NetworkInference::new(rpc.clone(), rpc.prober.allows_private()));
+        let inference = Arc::new(NetworkInference::new(
+            rpc.clone(),
+            rpc.prober.allows_private(),
+        ));
         rpc.set_network(&inference);
         let server = listen(config, token, rpc.clone(), inference).await?;
         let record = record(&source, server.local_addr());
@@ -107,7 +111,10 @@ impl Node {
             let (registry, period) = (rpc.registry.clone(), source.period);
             tokio::spawn(async move { registry.follow(period).await })
         };
-        let recover = rpc.payer.clone().map(|payer| tokio::spawn(keep_recovered(payer)));
+        let recover = rpc
+            .payer
+            .clone()
+            .map(|payer| tokio::spawn(keep_recovered(payer)));
         let probe = tokio::spawn(async move {
             let endpoints = || rpc.with_directory(|directory| directory.endpoints(None));
             rpc.health.keep_probing(endpoints).await;
@@ -184,7 +191,9 @@ async fn rpc(
         Prober::new(allow_private).map_err(|error| NodeStartError::Client(error.to_string()))?;
     let local = LocalEndpoints::open(home.node().join("endpoints.json"));
     find_running(config, &prober, &local).await;
-    let payer = account.as_ref().map(|account| payer(config, &ledger, account));
+    let payer = account
+        .as_ref()
+        .map(|account| payer(config, &ledger, account));
     Ok(NodeRpc {
         payer: payer.transpose()?,
         channels: ChannelViews::new(ledger.clone()),
@@ -208,11 +217,17 @@ fn payer(config: &Config, ledger: &Ledger, account: &Account) -> Result<Payer, N
     let place = ledger.escrow();
     let amount = |key| {
         let text: Option<String> = config.get(key);
-        text.and_then(|text| Wei::parse_tnzo(&text).ok()).map(|amount| amount.0)
+        text.and_then(|text| Wei::parse_tnzo(&text).ok())
+            .map(|amount| amount.0)
     };
-    let directory = config.home.payments().join(account.address().to_string().to_lowercase());
+    let path = Place::of(&config.home, account.address()).payer_file();
+    let directory = path.parent().expect("it is in the wallet's directory");
+    std::fs::create_dir_all(directory).map_err(|source| NodeStartError::Home {
+        path: directory.to_owned(),
+        source,
+    })?;
     let payer = PayerConfig {
-        path: directory.join("payer.sqlite"),
+        path,
         market: Market {
             domain: Domain::new(place.chain_id, place.address),
             token: place.token,
