@@ -207,7 +207,6 @@ impl Inference for FakeInference {
             let started = GenerateEvent::Started(Started {
                 prompt_tokens: if is_exact { PROMPT_TOKENS } else { 0 },
                 cached_tokens: 2,
-                            cost: None,
                 queued: Duration::ZERO,
             });
             let is_metered = tokens > 0;
