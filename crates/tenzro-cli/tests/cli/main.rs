@@ -5,6 +5,7 @@ mod download;
 mod ledger;
 mod mistakes;
 mod node;
+mod payments;
 mod provider;
 mod serve;
 mod terminal;
