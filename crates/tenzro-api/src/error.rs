@@ -189,6 +189,14 @@ impl ApiError {
                     ..Self::new(StatusCode::BAD_GATEWAY, "server_error", error.to_string())
                 }
             }
+            GenerateError::Payment { code, message } => Self {
+                code: Some(*code),
+                ..Self::new(
+                    StatusCode::PAYMENT_REQUIRED,
+                    "payment_error",
+                    message.clone(),
+                )
+            },
             GenerateError::Internal { message } => {
                 tracing::error!(message, "a request failed");
                 Self::new(

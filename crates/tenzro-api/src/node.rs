@@ -58,7 +58,8 @@ impl NodeState {
         let credentials = value.and_then(|value| value.to_str().ok()?.split_once(' '));
         match credentials {
             Some((scheme, token))
-                if scheme.eq_ignore_ascii_case("bearer") && token_hash(token) == self.token_hash =>
+                if scheme.eq_ignore_ascii_case("bearer")
+                    && token_hash(token) == self.token_hash =>
             {
                 Caller::Operator
             }

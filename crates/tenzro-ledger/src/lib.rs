@@ -21,6 +21,6 @@ pub use deploy::{FaucetRules, Rules, deploy};
 pub use embedded::{EmbeddedChain, EmbeddedError};
 pub use ledger::{Addresses, Ledger, LedgerError, chain_id, connect, forward};
 pub use operations::{Offer, Operations, stopped_endpoints};
-pub use transaction::{Account, SendError, Signed, recipient, submit};
+pub use transaction::{Account, SendError, Signed, recipient, sender, submit};
 pub use views::{RegistryRules, wei};
 pub use wallet::{Keystore, Wallet, WalletError};

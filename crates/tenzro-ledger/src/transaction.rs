@@ -366,6 +366,15 @@ pub async fn submit(provider: &DynProvider, raw: &[u8]) -> Result<TransactionRec
 /// Whom a transaction that somebody signed for that chain is for; `None` where it creates a contract.
 /// The error says what is wrong.
 pub fn recipient(raw: &[u8], chain_id: u64) -> Result<Option<Address>, String> {
+    signed_by(raw, chain_id).map(|(_, to)| to)
+}
+
+/// Who signed a transaction for that chain. The error says what is wrong.
+pub fn sender(raw: &[u8], chain_id: u64) -> Result<Address, String> {
+    signed_by(raw, chain_id).map(|(from, _)| from)
+}
+
+fn signed_by(raw: &[u8], chain_id: u64) -> Result<(Address, Option<Address>), String> {
     let mut bytes = raw;
     let envelope =
         TxEnvelope::decode_2718(&mut bytes).map_err(|_| "that is no transaction".to_owned())?;
@@ -381,10 +390,9 @@ pub fn recipient(raw: &[u8], chain_id: u64) -> Result<Option<Address>, String> {
             ));
         }
     }
-    if envelope.recover_signer().is_err() {
-        return Err("its signature is wrong".to_owned());
-    }
-    Ok(envelope.to())
+    let from = envelope.recover_signer();
+    let from = from.map_err(|_| "its signature is wrong".to_owned())?;
+    Ok((from, envelope.to()))
 }
 
 /// Waits for the receipt; a chain that does not answer meanwhile, or forgets, is asked again.

@@ -113,10 +113,14 @@ impl Escrow for LedgerEscrow {
             let request = Request::of(&deposit, self.account.address(), &self.place);
             let receipt = match request.map_err(|reason| reverted(reason, false))? {
                 Request::Open(request) => {
-                    self.operations().open_channel_with_authorization(&request).await
+                    self.operations()
+                        .open_channel_with_authorization(&request)
+                        .await
                 }
                 Request::TopUp(request) => {
-                    self.operations().top_up_channel_with_authorization(&request).await
+                    self.operations()
+                        .top_up_channel_with_authorization(&request)
+                        .await
                 }
             };
             let receipt = receipt.map_err(|error| unsent(&error))?;
@@ -131,13 +135,24 @@ impl Escrow for LedgerEscrow {
             match self.ledger.funding(transaction).await.map_err(unreadable)? {
                 Funding::NotMined => Ok(None),
                 Funding::Failed => Err(reverted("the transaction failed".to_owned(), false)),
-                Funding::Mined { confirmations, .. } if confirmations < self.blocks_on_top => Ok(None),
+                Funding::Mined { confirmations, .. } if confirmations < self.blocks_on_top => {
+                    Ok(None)
+                }
                 Funding::Mined { events, .. } => {
                     let own = |event: &&tenzro_ledger::channels::ChannelEvent| {
                         event.payee == self.account.address()
                     };
-                    let other = || reverted("the transaction pays into no channel here".to_owned(), false);
-                    events.iter().find(own).map(|event| Some(event.id)).ok_or_else(other)
+                    let other = || {
+                        reverted(
+                            "the transaction pays into no channel here".to_owned(),
+                            false,
+                        )
+                    };
+                    events
+                        .iter()
+                        .find(own)
+                        .map(|event| Some(event.id))
+                        .ok_or_else(other)
                 }
             }
         }
@@ -152,10 +167,13 @@ impl Escrow for LedgerEscrow {
             let rows: Vec<Settlement> = vouchers.iter().map(settlement).collect();
             let batch = self.operations().settle_channels(&rows).await;
             let batch = batch.map_err(|error| unsent(&error))?;
-            let outcomes = rows.iter().zip(&batch.rows).map(|(row, outcome)| match outcome {
-                RowOutcome::Settled { .. } => Settled::Paid(row.cumulative),
-                RowOutcome::Skipped(refusal) => Settled::Refused(refusal.to_string()),
-            });
+            let outcomes = rows
+                .iter()
+                .zip(&batch.rows)
+                .map(|(row, outcome)| match outcome {
+                    RowOutcome::Settled { .. } => Settled::Paid(row.cumulative),
+                    RowOutcome::Skipped(refusal) => Settled::Refused(refusal.to_string()),
+                });
             Ok((batch.receipt.transaction_hash, outcomes.collect()))
         }
         .boxed()
@@ -296,16 +314,17 @@ pub(crate) fn unreadable(error: LedgerError) -> EscrowError {
 /// Only what the contract itself said is an answer; everything else may still come true.
 fn unsent(error: &SendError) -> EscrowError {
     match error.channel_refusal() {
-        Some(refusal) => {
-            reverted(refusal.to_string(), refusal == ChannelRefusal::InsufficientFunds)
-        }
+        Some(refusal) => reverted(
+            refusal.to_string(),
+            refusal == ChannelRefusal::InsufficientFunds,
+        ),
         None => EscrowError::Unavailable(error.to_string()),
     }
 }
 
 /// The ledger as a payer reads it.
 #[derive(Debug, Clone)]
-pub(crate) struct LedgerView(pub(crate) Ledger);
+pub struct LedgerView(pub Ledger);
 
 impl PayerLedger for LedgerView {
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {

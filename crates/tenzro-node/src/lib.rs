@@ -34,6 +34,7 @@ mod servers;
 mod upstream;
 
 pub use directory::{pricing_info, provider_info};
+pub use escrow::LedgerView;
 pub use home::{Home, replace_file};
 pub use ledger_source::{EMBEDDED, LedgerSourceError};
 pub use model_server::{ModelServer, ServeOptions, Source, StartError};

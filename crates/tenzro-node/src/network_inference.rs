@@ -72,7 +72,9 @@ impl NetworkInference {
         model: &str,
         provider: Option<&str>,
     ) -> Result<Chosen, GenerateError> {
-        let endpoints = self.node.with_directory(|directory| directory.endpoints(Some(model)));
+        let endpoints = self
+            .node
+            .with_directory(|directory| directory.endpoints(Some(model)));
         let is_asked = |endpoint: &&EndpointInfo| {
             provider.is_none_or(|wanted| {
                 let found = endpoint.provider.as_deref();
@@ -153,9 +155,14 @@ impl Inference for NetworkInference {
     }
 
     fn models(&self) -> Vec<ModelCard> {
-        let endpoints = self.node.with_directory(|directory| directory.endpoints(None));
+        let endpoints = self
+            .node
+            .with_directory(|directory| directory.endpoints(None));
         let mut cards: Vec<ModelCard> = Vec::new();
-        for endpoint in endpoints.iter().filter(|one| one.status != EndpointStatus::Inactive) {
+        for endpoint in endpoints
+            .iter()
+            .filter(|one| one.status != EndpointStatus::Inactive)
+        {
             if cards.iter().all(|card| card.id != endpoint.model_id) {
                 cards.push(card(endpoint));
             }
@@ -240,7 +247,10 @@ fn expected(endpoint: &EndpointInfo) -> Result<Expected, GenerateError> {
         status: None,
         message: format!("the registry's {what} of this endpoint cannot be used"),
     };
-    let provider = endpoint.provider.as_deref().ok_or_else(|| odd("provider"))?;
+    let provider = endpoint
+        .provider
+        .as_deref()
+        .ok_or_else(|| odd("provider"))?;
     let payee: Address = provider.parse().map_err(|_| odd("provider"))?;
     let (Some(input), Some(output)) = (
         endpoint.price_per_input_token,

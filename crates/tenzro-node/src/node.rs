@@ -98,7 +98,10 @@ impl Node {
         let source = ledger_source::open(config, &waiting).await?;
         let account = account(config, &source)?;
         let rpc = Arc::new(rpc(config, &source, account).await?);
-        let inference = Arc::new(NetworkInference::new(rpc.clone(), rpc.prober.allows_private()));
+        let inference = Arc::new(NetworkInference::new(
+            rpc.clone(),
+            rpc.prober.allows_private(),
+        ));
         rpc.set_network(&inference);
         let server = listen(config, token, rpc.clone(), inference).await?;
         let record = record(&source, server.local_addr());
@@ -107,7 +110,10 @@ impl Node {
             let (registry, period) = (rpc.registry.clone(), source.period);
             tokio::spawn(async move { registry.follow(period).await })
         };
-        let recover = rpc.payer.clone().map(|payer| tokio::spawn(keep_recovered(payer)));
+        let recover = rpc
+            .payer
+            .clone()
+            .map(|payer| tokio::spawn(keep_recovered(payer)));
         let probe = tokio::spawn(async move {
             let endpoints = || rpc.with_directory(|directory| directory.endpoints(None));
             rpc.health.keep_probing(endpoints).await;
@@ -184,7 +190,9 @@ async fn rpc(
         Prober::new(allow_private).map_err(|error| NodeStartError::Client(error.to_string()))?;
     let local = LocalEndpoints::open(home.node().join("endpoints.json"));
     find_running(config, &prober, &local).await;
-    let payer = account.as_ref().map(|account| payer(config, &ledger, account));
+    let payer = account
+        .as_ref()
+        .map(|account| payer(config, &ledger, account));
     Ok(NodeRpc {
         payer: payer.transpose()?,
         network: OnceLock::new(),
@@ -206,7 +214,8 @@ fn payer(config: &Config, ledger: &Ledger, account: &Account) -> Result<Payer, N
     let place = ledger.escrow();
     let amount = |key| {
         let text: Option<String> = config.get(key);
-        text.and_then(|text| Wei::parse_tnzo(&text).ok()).map(|amount| amount.0)
+        text.and_then(|text| Wei::parse_tnzo(&text).ok())
+            .map(|amount| amount.0)
     };
     let path = Place::of(&config.home, account.address()).payer_file();
     let directory = path.parent().expect("it is in the wallet's directory");

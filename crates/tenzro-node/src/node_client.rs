@@ -9,6 +9,7 @@ use tenzro_protocol::json_rpc::RpcError;
 
 use crate::home::Home;
 use crate::http_client::{self, innermost};
+use crate::openai_client::{ClientError, OpenAiClient};
 use crate::operator_token::operator_token;
 use crate::servers::running_node;
 
@@ -83,6 +84,17 @@ impl NodeClient {
     /// Its address.
     pub fn url(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
+    }
+
+    /// Whether it is the node of the home that this client was made for.
+    pub fn is_ours(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// Its OpenAI API: all models of the network, paid with the node's wallet.
+    pub fn openai(&self) -> Result<OpenAiClient, ClientError> {
+        let client = OpenAiClient::new(&format!("{}/v1", self.url()))?;
+        Ok(client.with_token(self.token.clone()))
     }
 
     /// Carries out a call.

@@ -92,7 +92,9 @@ impl Sale {
         let blocks_on_top = blocks_on_top(config, &ledger);
         let escrow = Arc::new(LedgerEscrow::new(ledger.clone(), account, blocks_on_top));
         let signer = Signer::from_bytes(&key.to_bytes()).expect("a wallet's key is a key");
-        let window = config.get("payments.window_tokens").unwrap_or(WINDOW_TOKENS);
+        let window = config
+            .get("payments.window_tokens")
+            .unwrap_or(WINDOW_TOKENS);
         let prices = Prices {
             ledger,
             provider,
@@ -160,7 +162,9 @@ fn policy(config: &Config) -> Policy {
     let default = Policy::default();
     let amount = config.get::<String>("payments.settle_amount");
     let amount = amount.and_then(|text| Wei::parse_tnzo(&text).ok());
-    let seconds = config.get("payments.settle_seconds").map(Duration::from_secs);
+    let seconds = config
+        .get("payments.settle_seconds")
+        .map(Duration::from_secs);
     Policy {
         amount: amount.map_or(default.amount, |amount| amount.0),
         age: seconds.unwrap_or(default.age),

@@ -3,6 +3,7 @@
 
 mod answer;
 mod prompt_bound;
+mod unpaid;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tenzro_protocol::openai::{self, Parameters, Stop, StreamOptions};
 
 use crate::openai_client::{ClientError, OpenAiServer};
 use answer::{Allowance, events};
+use unpaid::not_paid;
 
 /// One model of an upstream server, served under our id.
 #[derive(Debug)]
@@ -255,10 +257,7 @@ fn refused(error: &ClientError) -> GenerateError {
                 },
             }
         }
-        ClientError::Payment(error) => GenerateError::Upstream {
-            status: Some(402),
-            message: error.to_string(),
-        },
+        ClientError::Payment(error) => not_paid(error),
         ClientError::Connection(message) | ClientError::Protocol(message) => {
             GenerateError::Upstream {
                 status: None,

@@ -256,6 +256,14 @@ pub enum GenerateError {
         /// What the client may be told.
         message: String,
     },
+    /// The wallet here cannot or may not pay for the answer.
+    #[error("{message}")]
+    Payment {
+        /// `insufficient_funds` or `spending_limit`.
+        code: &'static str,
+        /// What is missing, for the client.
+        message: String,
+    },
     /// Our fault; `message` is for the log.
     #[error("internal error: {message}")]
     Internal {

@@ -70,6 +70,10 @@ fn crates_depend_on_each_other_in_one_direction() {
         "tenzro-node > tenzro-payments",
         "tenzro-node > tenzro-protocol",
         "tenzro-payments > tenzro-protocol",
+        "tenzro-payments-bench > tenzro-ledger",
+        "tenzro-payments-bench > tenzro-node",
+        "tenzro-payments-bench > tenzro-payments",
+        "tenzro-payments-bench > tenzro-protocol",
         "tenzro-testkit > tenzro-api",
         "tenzro-testkit > tenzro-protocol",
     ];

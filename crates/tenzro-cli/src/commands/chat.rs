@@ -1,5 +1,6 @@
 //! `chat`: one answer, or a conversation at the terminal.
 
+mod place;
 mod repl;
 mod turn;
 
@@ -8,15 +9,13 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use tenzro_node::config::Config;
-use tenzro_node::openai_client::OpenAiClient;
-use tenzro_node::{ServerRecord, Servers};
 use tokio_util::sync::CancellationToken;
 
 use super::session::{Session, message};
-use super::stop::serving;
 use crate::arguments::Chat;
 use crate::output::Output;
 use crate::report::Failure;
+use place::Place;
 use turn::{Settings, Turn};
 
 /// Most of what is piped in: beyond it no model's context reaches.
@@ -25,18 +24,17 @@ const PIPED_BYTES_MAX: u64 = 8 << 20;
 pub(super) async fn run(config: &Config, chat: Chat, output: &Output) -> anyhow::Result<ExitCode> {
     let prompt = prompt(chat.prompt.clone())?;
     let wanted = chat.model.clone().or_else(|| config.get("chat.model"));
-    let server = choose_server(config, wanted.as_deref())?;
+    let place = Place::find(config, wanted.as_deref()).await?;
     let settings = Settings {
         max_tokens: chat.max_tokens.or_else(|| config.get("chat.max_tokens")),
         temperature: chat.temperature,
     };
     let system = chat.system.clone().or_else(|| config.get("chat.system"));
-    let client = OpenAiClient::new(&server.base_url)?;
-    let session = Session::new(&server.model, system);
+    let session = Session::new(&place.model, system);
     match prompt {
-        Some(prompt) => once(&client, session, &prompt, settings, &chat, output).await,
+        Some(prompt) => once(&place, session, &prompt, settings, &chat, output).await,
         None => {
-            let repl = repl::Repl::new(config, server, client, session, settings, output)?;
+            let repl = repl::Repl::new(config, place, session, settings, output)?;
             repl.run().await?;
             Ok(ExitCode::SUCCESS)
         }
@@ -68,43 +66,8 @@ fn prompt(argument: Option<String>) -> anyhow::Result<Option<String>> {
     Ok(Some(prompt))
 }
 
-/// The running model server that serves `wanted`, or the only one.
-fn choose_server(config: &Config, wanted: Option<&str>) -> anyhow::Result<ServerRecord> {
-    let running = Servers::new(&config.home).running()?;
-    let names: Vec<String> = running.iter().map(|server| server.model.clone()).collect();
-    match wanted {
-        Some(wanted) => serving(config, running, wanted)
-            .into_iter()
-            .next()
-            .ok_or_else(|| {
-                let known = super::library(config)
-                    .find(wanted)
-                    .is_ok_and(|found| found.is_ok());
-                let step = if known { "serve" } else { "download" };
-                Failure::new(format!("no model server of this home serves '{wanted}'"))
-                    .hint(match step {
-                        "serve" => format!("tenzro-cli model serve {wanted} --detach"),
-                        _ if names.is_empty() => {
-                            format!("tenzro-cli model download {wanted}, then model serve it")
-                        }
-                        _ => format!("running: {}", names.join(", ")),
-                    })
-                    .into()
-            }),
-        None => match running.as_slice() {
-            [only] => Ok(only.clone()),
-            [] => Err(Failure::new("no model server is running")
-                .hint("tenzro-cli model serve MODEL --detach")
-                .into()),
-            _ => Err(Failure::new("several models are served")
-                .hint(format!("choose one with --model: {}", names.join(", ")))
-                .into()),
-        },
-    }
-}
-
 async fn once(
-    client: &OpenAiClient,
+    place: &Place,
     session: Session,
     prompt: &str,
     settings: Settings,
@@ -120,7 +83,7 @@ async fn once(
             unread.cancel();
         }
     };
-    let turn = Turn::run(client, &session.model, conversation, settings, show);
+    let turn = Turn::run(place, conversation, settings, show);
     let turn = tokio::select! {
         biased;
         // As in `chat … | head -1`: nobody waits for the rest.
@@ -139,7 +102,9 @@ async fn once(
             "usage": turn.usage,
             "seconds_to_first_token": turn.first_token.map(|wait| wait.as_secs_f64()),
             "tokens_per_second": turn.tokens_per_second(),
-            "cost_wei": "0",
+            "provider": turn.provider,
+            "cost_wei": turn.cost(),
+            "cost_tnzo": turn.cost().tnzo(),
         }));
     } else if streams {
         output.line("");

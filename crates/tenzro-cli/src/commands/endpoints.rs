@@ -187,7 +187,7 @@ pub(super) fn price(input: Wei, answer: Wei) -> String {
 }
 
 /// Somebody else's text on a terminal: nothing that moves the cursor or turns the text around.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let is_trick = |character: char| {
         character.is_control()
             || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}')

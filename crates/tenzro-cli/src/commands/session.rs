@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tenzro_node::replace_file;
+use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::ChatMessage;
 
 use crate::report::Failure;
@@ -26,6 +27,12 @@ pub(super) struct Session {
     pub(super) prompt_tokens: u64,
     #[serde(default)]
     pub(super) completion_tokens: u64,
+    /// Of all turns.
+    #[serde(default)]
+    pub(super) cost: Wei,
+    /// Wallets that were paid, in the order of their first turn.
+    #[serde(default)]
+    pub(super) providers: Vec<String>,
 }
 
 impl Session {
@@ -40,6 +47,18 @@ impl Session {
             messages: Vec::new(),
             prompt_tokens: 0,
             completion_tokens: 0,
+            cost: Wei::ZERO,
+            providers: Vec::new(),
+        }
+    }
+
+    /// Takes in what a turn cost, and who was paid.
+    pub(super) fn add_cost(&mut self, cost: Wei, provider: Option<&str>) {
+        self.cost = Wei(self.cost.0.saturating_add(cost.0));
+        if let Some(provider) = provider
+            && !self.providers.iter().any(|known| known == provider)
+        {
+            self.providers.push(provider.to_owned());
         }
     }
 
@@ -122,6 +141,10 @@ mod tests {
         let mut old = Session::new("m", Some("Be brief.".to_owned()));
         old.id = "100-a".to_owned();
         old.messages.push(message("user", "First line\nsecond"));
+        old.add_cost(Wei(7), Some("0xa"));
+        old.add_cost(Wei(8), Some("0xb"));
+        old.add_cost(Wei(9), Some("0xa"));
+        assert_eq!((old.cost, old.providers.len()), (Wei(24), 2));
         let mut new = Session::new("m", None);
         new.id = "200-b".to_owned();
         for session in [&old, &new] {

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tenzro_api::{Caller, GenerateStream, Inference};
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::{
-    ChatMessage, ChatPrompt, Finished, GenerateError, GenerateEvent, GenerateRequest, Prompt, Sampling,
+    ChatMessage, ChatPrompt, Finished, GenerateError, GenerateEvent, GenerateRequest, Prompt,
+    Sampling,
 };
 use tenzro_protocol::json_rpc::{RpcError, code};
 use tenzro_protocol::openai::{Stop, finish_reason};
@@ -66,7 +67,9 @@ impl NodeRpc {
         let network = self.network.get().and_then(Weak::upgrade);
         let network: Arc<NetworkInference> = network.ok_or_else(|| internal("not complete yet"))?;
         let began = Instant::now();
-        let chosen = network.choose(&model, param.provider.as_deref()).map_err(|error| from_engine(&error))?;
+        let chosen = network
+            .choose(&model, param.provider.as_deref())
+            .map_err(|error| from_engine(&error))?;
         check_price(param.max_price, chosen.endpoint.price_per_output_token)?;
         let stream = chosen.inference.generate(&model, request).await;
         let answer = collect(stream.map_err(|error| from_engine(&error))?).await?;
@@ -107,7 +110,10 @@ fn request(param: &ChatParam) -> Result<GenerateRequest, RpcError> {
     if let Some(strategy) = &param.strategy
         && !STRATEGIES.contains(&strategy.as_str())
     {
-        return invalid(format!("strategy: must be one of {}", STRATEGIES.join(", ")));
+        return invalid(format!(
+            "strategy: must be one of {}",
+            STRATEGIES.join(", ")
+        ));
     }
     let mut conversation = Vec::with_capacity(messages.len());
     for (index, message) in messages.iter().enumerate() {
@@ -200,6 +206,7 @@ fn from_engine(error: &GenerateError) -> RpcError {
         | GenerateError::UpstreamContextLength { .. }
         | GenerateError::Invalid { .. } => RpcError::invalid_params(error.to_string()),
         GenerateError::Unavailable { .. } => RpcError::new(code::NOT_FOUND, error.to_string()),
+        GenerateError::Payment { .. } => RpcError::new(code::TRANSACTION, error.to_string()),
         GenerateError::QueueFull { .. } | GenerateError::Upstream { .. } => {
             RpcError::new(code::ENDPOINT, error.to_string())
         }

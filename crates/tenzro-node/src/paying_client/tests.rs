@@ -50,26 +50,26 @@ async fn spent(market: &Market) -> u128 {
 #[tokio::test]
 async fn a_chat_longer_than_many_windows_is_paid_token_by_token() {
     let market = Market::new();
-    let shop = Shop::open(&market, FakeInference::new(Script::Say(vec!["word "; 100]))).await;
+    let shop = Shop::open(&market, FakeInference::new(Script::Say(vec!["word "; 50]))).await;
     let client = shop.client(&market);
     let chunks = client.chat(&chat()).await.expect("paid");
     let (answer, error) = text(chunks).await;
     assert_eq!(
         (answer, error.map(|error| error.to_string())),
-        ("word ".repeat(100), None)
+        ("word ".repeat(50), None)
     );
-    assert_eq!(spent(&market).await, cost(PROMPT_TOKENS, 100));
+    assert_eq!(spent(&market).await, cost(PROMPT_TOKENS, 50));
     let channels = market.payer.channels().await.expect("read");
     assert_eq!(channels.len(), 1);
     assert_eq!(
         (channels[0].due, channels[0].doubt),
-        (cost(PROMPT_TOKENS, 100), 0)
+        (cost(PROMPT_TOKENS, 50), 0)
     );
     assert!(market.payer.evidence(9).await.expect("read").is_empty());
 
     let (answer, _) = text(client.chat(&chat()).await.expect("paid")).await;
-    assert_eq!(answer, "word ".repeat(100));
-    assert_eq!(spent(&market).await, 2 * cost(PROMPT_TOKENS, 100));
+    assert_eq!(answer, "word ".repeat(50));
+    assert_eq!(spent(&market).await, 2 * cost(PROMPT_TOKENS, 50));
     assert_eq!(market.vault.deposits(), 1, "the channel is used again");
 }
 
@@ -89,7 +89,8 @@ async fn completions_and_embeddings_are_paid_as_well() {
     let shop = Shop::open(&market, FakeInference::new(Script::Say(vec!["a", "b"]))).await;
     let client = shop.client(&market);
     let request: CompletionRequest =
-        serde_json::from_value(json!({ "model": "fake", "prompt": "hi" })).expect("a request");
+        serde_json::from_value(json!({ "model": "fake", "prompt": "hello there" }))
+            .expect("a request");
     let chunks = client.complete(&request).await.expect("paid");
     let parts: Vec<_> = chunks.map(|chunk| chunk.expect("a chunk")).collect().await;
     let text: String = parts

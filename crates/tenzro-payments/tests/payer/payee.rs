@@ -217,7 +217,7 @@ impl Payee {
     }
 
     /// Reserves the prompt and a window for a request, or says what it needs.
-    pub(crate) fn begin(&mut self, id: B256, stream: u32, prompt: u32) -> Result<(), Problem> {
+    pub(crate) fn begin(&mut self, id: B256, stream: u32, prompt: u32) -> Result<(), Box<Problem>> {
         let required = {
             let books = self.books.entry(id).or_default();
             let need = cost(prompt, WINDOW);
@@ -229,7 +229,7 @@ impl Payee {
             required
         };
         let kind = "https://paymentauth.org/problems/session/insufficient-balance";
-        Err(Problem {
+        Err(Box::new(Problem {
             kind: kind.to_owned(),
             title: "Insufficient Balance".to_owned(),
             status: 402,
@@ -237,7 +237,7 @@ impl Payee {
             channel_id: Some(id),
             required_cumulative: Some(Wei(required)),
             channel: Some(self.state(id)),
-        })
+        }))
     }
 
     pub(crate) fn state(&self, id: B256) -> ChannelState {

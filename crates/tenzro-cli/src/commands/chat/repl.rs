@@ -4,14 +4,12 @@ use std::path::{Path, PathBuf};
 
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use tenzro_node::ServerRecord;
 use tenzro_node::config::Config;
-use tenzro_node::openai_client::OpenAiClient;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::session::{Session, message};
-use super::choose_server;
-use super::turn::{Settings, Turn};
+use super::place::{FREE, Place};
+use super::turn::{Settings, Turn, short};
 use crate::output::Output;
 use crate::report::Failure;
 
@@ -21,7 +19,7 @@ const HELP: &str = "\
 /new          start anew
 /model M      ask another served model
 /system TEXT  set the system prompt (without TEXT: remove it)
-/cost         tokens and TNZO of this session
+/cost         tokens, TNZO and providers of this session
 /save FILE    write this session as Markdown
 /help         this
 /exit         leave (Ctrl-D too); Ctrl-C stops an answer";
@@ -32,8 +30,7 @@ const HISTORY_SHOWN: usize = 20;
 /// The state of the conversation.
 pub(super) struct Repl<'a> {
     config: &'a Config,
-    server: ServerRecord,
-    client: OpenAiClient,
+    place: Place,
     session: Session,
     settings: Settings,
     output: &'a Output,
@@ -45,8 +42,7 @@ pub(super) struct Repl<'a> {
 impl<'a> Repl<'a> {
     pub(super) fn new(
         config: &'a Config,
-        server: ServerRecord,
-        client: OpenAiClient,
+        place: Place,
         session: Session,
         settings: Settings,
         output: &'a Output,
@@ -57,8 +53,7 @@ impl<'a> Repl<'a> {
         Ok(Self {
             chats: config.home.chats(),
             config,
-            server,
-            client,
+            place,
             session,
             settings,
             output,
@@ -73,7 +68,7 @@ impl<'a> Repl<'a> {
         let _interrupts = signal(SignalKind::interrupt())?;
         self.output.note(format!(
             "{} at {} · /help lists the commands",
-            self.server.model, self.server.base_url
+            self.place.model, self.place.base_url
         ));
         while let Some(line) = self.read().await? {
             let line = line.trim();
@@ -82,7 +77,7 @@ impl<'a> Repl<'a> {
             }
             let result = match line.strip_prefix('/') {
                 Some("exit" | "quit") => break,
-                Some(command) => self.command(command),
+                Some(command) => self.command(command).await,
                 None => self.answer(line).await,
             };
             if let Err(error) = result {
@@ -124,18 +119,17 @@ impl<'a> Repl<'a> {
         let show = |text: &str| {
             self.output.print(text);
         };
-        let turn = Turn::run(
-            &self.client,
-            &self.session.model,
-            conversation,
-            self.settings,
-            show,
-        );
+        let turn = Turn::run(&self.place, conversation, self.settings, show);
         let turn = tokio::select! {
             turn = turn => turn?,
             _ = tokio::signal::ctrl_c() => {
                 self.output.line("");
-                self.output.note(self.output.dim("stopped; this turn is not kept"));
+                let paid = match self.place.is_network() {
+                    true => "; what had arrived may have to be paid",
+                    false => "",
+                };
+                let stopped = format!("stopped; this turn is not kept{paid}");
+                self.output.note(self.output.dim(&stopped));
                 return Ok(());
             }
         };
@@ -145,13 +139,14 @@ impl<'a> Repl<'a> {
         session.messages.push(message("assistant", &turn.text));
         session.prompt_tokens += u64::from(turn.usage.prompt_tokens);
         session.completion_tokens += u64::from(turn.usage.completion_tokens);
+        session.add_cost(turn.cost(), turn.provider.as_deref());
         session.save(&self.chats)?;
         let footer = turn.footer(&self.session.model);
         self.output.note(self.output.dim(&footer));
         Ok(())
     }
 
-    fn command(&mut self, command: &str) -> anyhow::Result<()> {
+    async fn command(&mut self, command: &str) -> anyhow::Result<()> {
         let (name, argument) = match command.split_once(char::is_whitespace) {
             Some((name, argument)) => (name, argument.trim()),
             None => (command, ""),
@@ -160,22 +155,19 @@ impl<'a> Repl<'a> {
             ("help", _) => self.output.line(HELP),
             ("history", _) => self.show_history(),
             ("load", "") => return Err(usage("/load ID")),
-            ("load", id) => self.load(id)?,
+            ("load", id) => self.load(id).await?,
             ("new", _) => {
-                self.session = Session::new(&self.server.model, self.session.system.take());
+                self.session = Session::new(&self.place.model, self.session.system.take());
                 self.output.note("a new session");
             }
             ("model", "") => self.output.line(&self.session.model),
-            ("model", model) => self.change_model(model)?,
+            ("model", model) => self.change_model(model).await?,
             ("system", text) => {
                 self.session.system = (!text.is_empty()).then(|| text.to_owned());
                 let state = if text.is_empty() { "removed" } else { "set" };
                 self.output.note(format!("system prompt {state}"));
             }
-            ("cost", _) => self.output.line(format!(
-                "{} tokens in, {} tokens out, 0 TNZO: free (local), {}",
-                self.session.prompt_tokens, self.session.completion_tokens, self.server.base_url
-            )),
+            ("cost", _) => self.show_cost(),
             ("save", "") => return Err(usage("/save FILE")),
             ("save", file) => self.save_as_markdown(Path::new(file))?,
             _ => {
@@ -185,6 +177,21 @@ impl<'a> Repl<'a> {
             }
         }
         Ok(())
+    }
+
+    fn show_cost(&self) {
+        let session = &self.session;
+        let paid: Vec<String> = session.providers.iter().map(|one| short(one)).collect();
+        let to = match paid.as_slice() {
+            [] => FREE.to_owned(),
+            paid => format!("to {}", paid.join(", ")),
+        };
+        self.output.line(format!(
+            "{} tokens in, {} tokens out, {} TNZO: {to}",
+            session.prompt_tokens,
+            session.completion_tokens,
+            session.cost.tnzo()
+        ));
     }
 
     fn show_history(&self) {
@@ -202,18 +209,15 @@ impl<'a> Repl<'a> {
         }
     }
 
-    fn load(&mut self, id: &str) -> anyhow::Result<()> {
+    async fn load(&mut self, id: &str) -> anyhow::Result<()> {
         let session = Session::load(&self.chats, id)?;
         // Its model may be served no more: then the present one goes on.
         if session.model != self.session.model {
-            match choose_server(self.config, Some(&session.model)) {
-                Ok(server) => {
-                    self.client = OpenAiClient::new(&server.base_url)?;
-                    self.server = server;
-                }
+            match Place::find(self.config, Some(&session.model)).await {
+                Ok(place) => self.place = place,
                 Err(_) => self.output.note(format!(
                     "{} is not served: going on with {}",
-                    session.model, self.server.model
+                    session.model, self.place.model
                 )),
             }
         }
@@ -222,19 +226,18 @@ impl<'a> Repl<'a> {
             self.output.line(format!("{prompt}{}", message.content));
         }
         self.session = Session {
-            model: self.server.model.clone(),
+            model: self.place.model.clone(),
             ..session
         };
         Ok(())
     }
 
-    fn change_model(&mut self, model: &str) -> anyhow::Result<()> {
-        let server = choose_server(self.config, Some(model))?;
-        self.client = OpenAiClient::new(&server.base_url)?;
-        self.session.model.clone_from(&server.model);
+    async fn change_model(&mut self, model: &str) -> anyhow::Result<()> {
+        let place = Place::find(self.config, Some(model)).await?;
+        self.session.model.clone_from(&place.model);
         self.output
-            .note(format!("{} at {}", server.model, server.base_url));
-        self.server = server;
+            .note(format!("{} at {}", place.model, place.base_url));
+        self.place = place;
         Ok(())
     }
 

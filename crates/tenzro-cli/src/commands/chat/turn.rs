@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use tenzro_node::openai_client::{ClientError, OpenAiClient};
+use tenzro_node::openai_client::ClientError;
+use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::ChatMessage;
 use tenzro_protocol::openai::chat::{ChatRequest, Content, Message};
 use tenzro_protocol::openai::{Parameters, StreamOptions, Usage};
 
+use super::super::network::START_NODE;
+use super::place::{FREE, Place};
 use crate::report::Failure;
 
 /// What the user chose for all turns.
@@ -24,6 +27,8 @@ pub(super) struct Turn {
     pub(super) finish_reason: Option<String>,
     pub(super) usage: Usage,
     pub(super) first_token: Option<Duration>,
+    /// The wallet that was paid; `None` for a free answer.
+    pub(super) provider: Option<String>,
     whole: Duration,
 }
 
@@ -31,14 +36,13 @@ impl Turn {
     /// Asks, and calls `show` with every new piece of text. Dropping the future ends the answer at
     /// the server too.
     pub(super) async fn run(
-        client: &OpenAiClient,
-        model: &str,
+        place: &Place,
         conversation: Vec<ChatMessage>,
         settings: Settings,
         mut show: impl FnMut(&str),
     ) -> anyhow::Result<Self> {
         let request = ChatRequest {
-            model: model.to_owned(),
+            model: place.model.clone(),
             messages: conversation
                 .into_iter()
                 .map(|message| Message {
@@ -58,13 +62,16 @@ impl Turn {
             },
             ..ChatRequest::default()
         };
+        let provider = place.provider().await?;
         let asked = Instant::now();
-        let mut chunks = client.chat(&request).await.map_err(explain)?;
+        let explain = |error| explain(error, place);
+        let mut chunks = place.client.chat(&request).await.map_err(explain)?;
         let mut turn = Self {
             text: String::new(),
             finish_reason: None,
             usage: Usage::default(),
             first_token: None,
+            provider: None,
             whole: Duration::ZERO,
         };
         while let Some(chunk) = chunks.next().await {
@@ -83,6 +90,7 @@ impl Turn {
             }
         }
         turn.whole = asked.elapsed();
+        turn.provider = provider.filter(|_| turn.usage.cost.is_some());
         Ok(turn)
     }
 
@@ -94,6 +102,20 @@ impl Turn {
         if seconds > 0.0 { tokens / seconds } else { 0.0 }
     }
 
+    /// What it cost.
+    pub(super) fn cost(&self) -> Wei {
+        self.usage.cost.unwrap_or_default()
+    }
+
+    /// Who was paid how much, in words.
+    fn price(&self) -> String {
+        match (&self.provider, self.usage.cost) {
+            (_, None) => FREE.to_owned(),
+            (Some(provider), Some(cost)) => format!("{} TNZO · {}", cost.tnzo(), short(provider)),
+            (None, Some(cost)) => format!("{} TNZO", cost.tnzo()),
+        }
+    }
+
     /// A line for below the answer.
     pub(super) fn footer(&self, model: &str) -> String {
         let cut = match self.finish_reason.as_deref() {
@@ -101,17 +123,30 @@ impl Turn {
             _ => "",
         };
         format!(
-            "{model} · {} tokens in, {} out · {:.1} tok/s · first after {:.2} s · free (local){cut}",
+            "{model} · {} tokens in, {} out · {:.1} tok/s · first after {:.2} s · {}{cut}",
             self.usage.prompt_tokens,
             self.usage.completion_tokens,
             self.tokens_per_second(),
             self.first_token.unwrap_or_default().as_secs_f64(),
+            self.price(),
         )
     }
 }
 
-fn explain(error: ClientError) -> anyhow::Error {
+/// `0x1234…abcd`, as wallets are shown where there is little room.
+pub(super) fn short(address: &str) -> String {
+    match (
+        address.get(..6),
+        address.get(address.len().saturating_sub(4)..),
+    ) {
+        (Some(head), Some(tail)) if address.len() > 10 => format!("{head}…{tail}"),
+        _ => address.to_owned(),
+    }
+}
+
+fn explain(error: ClientError, place: &Place) -> anyhow::Error {
     let hint = match &error {
+        ClientError::Connection(_) if place.is_network() => Some(START_NODE.to_owned()),
         ClientError::Connection(_) => Some("tenzro-cli model ps shows what is running".to_owned()),
         ClientError::Server { error, .. }
             if error.code.as_deref() == Some("context_length_exceeded") =>
@@ -119,7 +154,8 @@ fn explain(error: ClientError) -> anyhow::Error {
             Some("start anew with /new, or serve with a larger --ctx-size".to_owned())
         }
         ClientError::Server { status: 429, .. } => Some("try again in a moment".to_owned()),
-        _ => None,
+        ClientError::Server { error, .. } => place.hint(error.code.as_deref()),
+        ClientError::Protocol(_) | ClientError::Payment(_) => None,
     };
     Failure::new(error.to_string()).maybe_hint(hint).into()
 }

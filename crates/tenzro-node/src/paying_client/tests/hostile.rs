@@ -211,7 +211,8 @@ async fn m19_a_bill_for_more_than_arrived_is_kept_as_evidence() {
 
 #[tokio::test]
 async fn m23_streams_that_never_end_or_make_no_sense_are_ended() {
-    let cases: [(fn() -> String, &str); 5] = [
+    type Events = fn() -> String;
+    let cases: [(Events, &str); 5] = [
         (|| need(1).repeat(2_000), "events without any text"),
         (|| chunk("").repeat(2_000), "events without any text"),
         (
