@@ -1,5 +1,6 @@
 //! The real binary in homes of its own: what it prints, keeps and survives.
 
+mod channels;
 mod chat;
 mod download;
 mod ledger;
