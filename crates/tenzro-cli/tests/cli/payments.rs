@@ -7,7 +7,7 @@ use tenzro_protocol::amount::Wei;
 use super::Home;
 
 /// A provider with its node and a paid model server, and a consumer with a node of its own on the same ledger.
-fn market() -> (Home, Home) {
+pub(super) fn market() -> (Home, Home) {
     let mut provider = Home::with_model();
     let ledger = provider.start_node(&[]);
     provider.ok(&["wallet", "faucet"]);
