@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use super::Home;
+use super::payments::market;
 
 /// Far longer than an answer of the test model takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,4 +170,55 @@ fn a_conversation_with_all_its_commands_is_kept_and_taken_up_again() {
     terminal.wait_for(">>> ");
     terminal.press("\x04");
     assert_eq!(terminal.exit_code(), Some(0));
+}
+
+#[test]
+fn a_paid_conversation_says_what_it_cost_and_a_stopped_answer_costs_no_more() {
+    let (provider, consumer) = market();
+    let chat = consumer.command(&["chat", "--model", "smollm2-135m", "--temperature", "0"]);
+    let mut terminal = Terminal::start(&chat, "xterm");
+    terminal.enter("What is the capital of France? One word.");
+    terminal.wait_for("Paris");
+    let footer = terminal.wait_for(" TNZO · 0x");
+    let cost = footer.rsplit(' ').nth(3).expect("an amount").to_owned();
+    let cost = format!("{cost} TNZO: to 0x");
+    terminal.enter("/cost");
+    let shown = terminal.wait_for(&cost);
+    assert!(shown.contains("tokens out, "), "{shown}");
+
+    terminal.enter("Write a very long story about a dragon.");
+    terminal.wait_for("dragon.");
+    terminal.wait_for(" the ");
+    terminal.press("\x03");
+    terminal.wait_for("this turn is not kept; what had arrived may have to be paid");
+    terminal.enter("/cost");
+    terminal.wait_for(&cost);
+    // The session keeps what it cost.
+    terminal.enter("/new");
+    terminal.enter("/cost");
+    terminal.wait_for("0 TNZO: free (local)");
+    terminal.enter("/history");
+    let history = terminal.wait_for("What is the capital of France?");
+    let id = history
+        .lines()
+        .rev()
+        .find_map(|line| line.split_once("  smollm2-135m"))
+        .map(|(id, _)| id.trim().to_owned());
+    terminal.enter(&format!("/load {}", id.expect("a session")));
+    terminal.enter("/cost");
+    terminal.wait_for(&cost);
+    // The server refuses what is too long, and the conversation goes on as it was.
+    terminal.enter(&"apple ".repeat(600));
+    terminal.wait_for("maximum context length");
+    terminal.enter("/cost");
+    terminal.wait_for(&cost);
+    terminal.enter("/exit");
+    assert_eq!(terminal.exit_code(), Some(0));
+
+    // The story would have filled the context.
+    let earned = provider.json(&["provider", "earnings"]);
+    let tokens = earned["days"][0]["output_tokens"]
+        .as_u64()
+        .expect("a count");
+    assert!((10..300).contains(&tokens), "{earned}");
 }
