@@ -182,9 +182,9 @@ def test_one_channel_from_opening_to_close_to_the_wei(payer):
     assert last[1]["spent"] == str(spent) and last[1]["usage"]["charged"] == str(cost(usage))
     assert last[1]["usage"]["finish"] == "length"
     assert signer_of(last[1]) == provider.lower()
-    # Asked for more than once, never for more than one window above what was delivered.
-    assert len(vouchers) > 2 and vouchers == sorted(set(vouchers))
-    assert vouchers[-1] == spent; print("VOUCHERS", len(vouchers), [v-vouchers[0] for v in vouchers])
+    # Asked for more than once, not for every token, and in all for what the answer cost.
+    assert 2 < len(vouchers) < 12 and vouchers == sorted(set(vouchers))
+    assert vouchers[-1] == spent
 
     _, more = receipt(pay(used.top_up(DEPOSIT)))
     assert channel(used.id) == (2 * DEPOSIT, 0, False)
