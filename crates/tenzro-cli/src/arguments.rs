@@ -72,6 +72,9 @@ pub(crate) enum Command {
     /// Keys and TNZO
     #[command(subcommand)]
     Wallet(Wallet),
+    /// TNZO set aside for providers, which pays for their answers
+    #[command(subcommand)]
+    Channel(Channel),
     /// The node: the ledger, and what the network offers
     #[command(subcommand)]
     Node(Node),
@@ -290,6 +293,9 @@ pub(crate) enum Provider {
     /// Role, stake, prices, hours and endpoints of this home's wallet
     #[command(after_help = "Example:\n  tenzro-cli provider status")]
     Status,
+    /// What this home's wallet earned, by day and model
+    #[command(after_help = "Example:\n  tenzro-cli provider earnings")]
+    Earnings,
     /// Prices per token
     #[command(subcommand)]
     Pricing(Pricing),
@@ -449,6 +455,43 @@ pub(crate) enum Wallet {
         /// The key itself: whoever sees it owns the wallet
         #[arg(long)]
         private_key: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Channel {
+    /// List the channels of this home's wallet, closed ones included
+    #[command(after_help = "Example:\n  tenzro-cli channel list")]
+    List,
+    /// Open a channel to a provider; the first paid answer does it by itself
+    #[command(after_help = "Example:\n  tenzro-cli channel open \\\n    \
+        --provider 0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266 --amount 5")]
+    Open {
+        /// Address of the provider's wallet
+        #[arg(long, value_name = "ADDRESS")]
+        provider: tenzro_ledger::Address,
+        /// TNZO
+        #[arg(long, value_name = "TNZO", value_parser = tnzo, allow_hyphen_values = true)]
+        amount: Wei,
+    },
+    /// Put more TNZO into a channel
+    #[command(after_help = "Example:\n  tenzro-cli channel topup CHANNEL --amount 5")]
+    Topup {
+        /// Its id: 0x and 64 hexadecimal digits
+        channel: tenzro_ledger::B256,
+        /// TNZO
+        #[arg(long, value_name = "TNZO", value_parser = tnzo, allow_hyphen_values = true)]
+        amount: Wei,
+    },
+    /// Pay what is due and get the rest back, through the provider
+    #[command(after_help = "Examples:\n  tenzro-cli channel close CHANNEL\n  \
+        tenzro-cli channel close CHANNEL --force")]
+    Close {
+        /// Its id: 0x and 64 hexadecimal digits
+        channel: tenzro_ledger::B256,
+        /// Without the provider: once to ask for it, and again when the grace period is over
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -1,9 +1,11 @@
 //! Which command runs what.
 
 mod chain;
+mod channel;
 mod chat;
 mod config;
 mod detach;
+mod earnings;
 mod endpoints;
 mod model;
 mod network;
@@ -64,6 +66,7 @@ pub(crate) async fn run(arguments: Arguments, output: &Output) -> anyhow::Result
         Command::Provider(command) => provider::run(&config, command, output).await?,
         Command::Stake(command) => provider::stake(&config, command, output).await?,
         Command::Wallet(command) => wallet::run(&config, command, output).await?,
+        Command::Channel(command) => channel::run(&config, command, output).await?,
         Command::Node(command) => node::run(config, command, output).await?,
         Command::Chain(command) => chain::run(&config, rpc.as_deref(), command, output).await?,
         Command::Chat(chat) => return chat::run(&config, chat, output).await,

@@ -20,6 +20,7 @@ mod operations;
 mod refusal;
 
 use alloy::primitives::{Address, B256, U256, keccak256};
+use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolValue;
 
 use crate::ledger::{Ledger, LedgerError};
@@ -55,6 +56,16 @@ pub struct ChannelTerms {
 }
 
 impl ChannelTerms {
+    /// Terms for a new channel of a payer that signs its vouchers itself.
+    pub fn fresh(payee: Address) -> Self {
+        Self {
+            payee,
+            // A random key is the randomness that is at hand.
+            salt: keccak256(PrivateKeySigner::random().to_bytes()),
+            authorized_signer: Address::ZERO,
+        }
+    }
+
     /// The id of the payer's channel with these terms: the contract's `computeChannelId`.
     pub fn id(&self, payer: Address, escrow: &Escrow) -> B256 {
         let fields = (

@@ -42,6 +42,8 @@ pub(crate) struct Probes {
     /// Whether the last one was answered, and how fast the last answered one was.
     pub(crate) is_up: bool,
     pub(crate) latency_ms: Option<f64>,
+    /// Of all answered ones together.
+    pub(crate) latency_sum_ms: f64,
     /// The last 8 probes, the newest in bit 0; a set bit failed.
     pub(crate) recent_failures: u8,
 }
@@ -52,9 +54,10 @@ impl Probes {
         self.recent_failures = self.recent_failures << 1 | u8::from(latency_ms.is_none());
         self.is_up = latency_ms.is_some();
         match latency_ms {
-            Some(_) => {
+            Some(latency) => {
                 self.answered += 1;
                 self.latency_ms = latency_ms;
+                self.latency_sum_ms += latency;
             }
             None => self.failed += 1,
         }
@@ -62,6 +65,26 @@ impl Probes {
 
     fn total(&self) -> u64 {
         self.answered + self.failed
+    }
+
+    /// Those of two endpoints: only their sums make sense.
+    pub(crate) fn and(self, other: &Self) -> Self {
+        Self {
+            answered: self.answered + other.answered,
+            failed: self.failed + other.failed,
+            latency_sum_ms: self.latency_sum_ms + other.latency_sum_ms,
+            ..Self::default()
+        }
+    }
+
+    /// Share of the probes that were answered, in percent.
+    pub(crate) fn uptime_percent(&self) -> Option<f64> {
+        share(self.answered, self.total()).map(|share| share * 100.0)
+    }
+
+    /// Of the answered ones.
+    pub(crate) fn latency_mean_ms(&self) -> Option<f64> {
+        (self.answered > 0).then(|| self.latency_sum_ms / self.answered as f64)
     }
 }
 
@@ -185,7 +208,7 @@ impl Directory<'_> {
             missing: Vec::new(),
             latency_ms: probes.latency_ms,
             error_rate: share(probes.failed, probes.total()),
-            uptime_percent: share(probes.answered, probes.total()).map(|share| share * 100.0),
+            uptime_percent: probes.uptime_percent(),
             endpoint_id: id,
         }
     }
@@ -233,7 +256,7 @@ impl Directory<'_> {
             missing,
             latency_ms: probes.latency_ms,
             error_rate: share(probes.failed, probes.total()),
-            uptime_percent: share(probes.answered, probes.total()).map(|share| share * 100.0),
+            uptime_percent: probes.uptime_percent(),
         }
     }
 }

@@ -9,6 +9,8 @@
 //! ```
 
 mod billing;
+mod channel_view;
+mod closing;
 pub mod config;
 mod directory;
 mod escrow;
@@ -43,10 +45,12 @@ pub use node::{Node, NodeStartError};
 pub use node_client::{NodeClient, NodeError};
 pub use operator_token::operator_token;
 pub use registration::{Recorded, Registration, RegistrationError, forget};
-pub use sale::{Goods, Sale, SaleError};
+pub use sale::{Goods, Sale, SaleError, earnings};
 pub use servers::{
     LedgerPlace, NodeRecord, ServerRecord, Servers, Slot, is_node_running, running_node,
 };
+
+pub use tenzro_payments::books::{BooksError, DayEarnings, Earnings};
 
 pub use tenzro_engine::{EngineConfig, LoadError, ModelInfo};
 

@@ -21,6 +21,7 @@ use tenzro_payments::voucher::Domain;
 use tenzro_protocol::amount::Wei;
 use tokio::task::JoinHandle;
 
+use crate::channel_view::ChannelViews;
 use crate::config::Config;
 use crate::directory::LocalEndpoint;
 use crate::escrow::LedgerView;
@@ -29,7 +30,7 @@ use crate::ledger_source::{self, LedgerSource, LedgerSourceError};
 use crate::local_endpoints::LocalEndpoints;
 use crate::model_server::{reachable, unix_seconds};
 use crate::network_inference::NetworkInference;
-use crate::node_rpc::NodeRpc;
+use crate::node_rpc::{LastEarnings, NodeRpc};
 use crate::operator_token::ensure_operator_token;
 use crate::probe::Prober;
 use crate::sale::Place;
@@ -195,6 +196,8 @@ async fn rpc(
         .map(|account| payer(config, &ledger, account));
     Ok(NodeRpc {
         payer: payer.transpose()?,
+        channels: ChannelViews::new(ledger.clone()),
+        earnings: LastEarnings::default(),
         network: OnceLock::new(),
         ledger,
         registry: source.registry.clone(),

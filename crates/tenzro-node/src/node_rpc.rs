@@ -6,9 +6,11 @@
 //!       └─ writes ─▶ transactions that the caller signed, or, for the operator, the node's wallet
 //! ```
 
+mod channels;
 mod chat;
 mod params;
 mod reads;
+mod stats;
 mod writes;
 
 use std::sync::{Arc, OnceLock, Weak};
@@ -25,12 +27,15 @@ use tenzro_ledger::{Account, Address, Ledger, RegistryRules, TransportError, for
 use tenzro_payments::payer::Payer;
 use tenzro_protocol::json_rpc::{RpcError, code};
 
+use crate::channel_view::ChannelViews;
 use crate::directory::Directory;
 use crate::health::Health;
 use crate::home::Home;
 use crate::local_endpoints::LocalEndpoints;
 use crate::network_inference::NetworkInference;
 use crate::probe::Prober;
+
+pub(crate) use stats::LastEarnings;
 
 /// Ethereum methods that are passed on. Others may act with keys that the chain's node holds.
 const FORWARDED: [&str; 35] = [
@@ -98,6 +103,9 @@ pub(crate) struct NodeRpc {
     pub(crate) payer: Option<Payer>,
     /// Who serves what; set once the node is complete.
     pub(crate) network: OnceLock<Weak<NetworkInference>>,
+    /// Channels as the ledger tells them.
+    pub(crate) channels: ChannelViews,
+    pub(crate) earnings: LastEarnings,
     pub(crate) local: LocalEndpoints,
     pub(crate) prober: Prober,
     pub(crate) health: Health,
@@ -146,6 +154,11 @@ impl NodeRpc {
             "tenzro_setProviderPricing" => self.set_provider_pricing(caller, params).await,
             "tenzro_setProviderSchedule" => self.set_provider_schedule(caller, params).await,
             "tenzro_chat" => self.chat(caller, params).await,
+            "tenzro_listPaymentChannels" => self.list_channels(caller, params).await,
+            "tenzro_openPaymentChannel" => self.open_channel(caller, params).await,
+            "tenzro_topUpPaymentChannel" => self.top_up_channel(caller, params).await,
+            "tenzro_closePaymentChannel" => self.close_channel(caller, params).await,
+            "tenzro_providerStats" => self.provider_stats(params).await,
             "tenzro_serveModel" => self.serve_model(caller, params).await,
             "tenzro_stopModel" => self.stop_model(caller, params).await,
             method if DEVELOPMENT.contains(&method) && self.is_embedded => match caller {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tenzro_ledger::{Account, Address, B256, Ledger, LedgerError, PrivateKeySigner};
-use tenzro_payments::books::{Books, BooksError};
+use tenzro_payments::books::{Books, BooksError, Earnings};
 use tenzro_payments::payee::{PATIENCE, Payee, Sale as Terms};
 use tenzro_payments::price::{Pricing, WINDOW_TOKENS};
 use tenzro_payments::settlement::{Policy, Round};
@@ -169,6 +169,12 @@ fn policy(config: &Config) -> Policy {
         amount: amount.map_or(default.amount, |amount| amount.0),
         age: seconds.unwrap_or(default.age),
     }
+}
+
+/// What a wallet of that home earned with its model servers, also while they run. Zero where none was ever
+/// paid.
+pub fn earnings(home: &Home, provider: Address) -> Result<Earnings, BooksError> {
+    tenzro_payments::books::earnings(&Place::of(home, provider).file())
 }
 
 /// Where a wallet's books are.

@@ -98,8 +98,12 @@ pub enum Change {
 #[derive(Debug)]
 enum Request {
     Write(Change, oneshot::Sender<Result<(), BooksError>>),
-    /// A channel that is not among this owner's: as it is in the books, or, where it is new, as given.
-    Claim(Box<Channel>, oneshot::Sender<Result<Channel, BooksError>>),
+    /// See [`Books::claim`] and [`Books::inherit`].
+    Claim {
+        channel: Box<Channel>,
+        may_be_new: bool,
+        answer: oneshot::Sender<Result<Channel, BooksError>>,
+    },
 }
 
 type IsAlive = Box<dyn Fn(&str) -> bool + Send>;
@@ -153,9 +157,23 @@ impl Books {
     /// Makes a channel this owner's; fails where another server has it. Where the books know it, they know
     /// better.
     pub async fn claim(&self, channel: Channel) -> Result<Channel, BooksError> {
-        let (answer, claimed) = oneshot::channel();
-        self.send(Request::Claim(Box::new(channel), answer))?;
-        claimed.await.map_err(|_| BooksError::Closed)?
+        self.take(channel, true).await
+    }
+
+    /// The same for a channel that is in the books already: of this owner, or of one that is gone. A new one
+    /// is for the server that its payer turns to.
+    pub async fn inherit(&self, channel: Channel) -> Result<Channel, BooksError> {
+        self.take(channel, false).await
+    }
+
+    async fn take(&self, channel: Channel, may_be_new: bool) -> Result<Channel, BooksError> {
+        let (answer, taken) = oneshot::channel();
+        self.send(Request::Claim {
+            channel: Box::new(channel),
+            may_be_new,
+            answer,
+        })?;
+        taken.await.map_err(|_| BooksError::Closed)?
     }
 
     fn send(&self, request: Request) -> Result<(), BooksError> {
@@ -192,7 +210,11 @@ impl Keeper {
             for request in std::iter::once(first).chain(requests.try_iter().take(BATCH_MAX - 1)) {
                 match request {
                     Request::Write(change, answer) => changes.push((change, answer)),
-                    Request::Claim(channel, answer) => claims.push((channel, answer)),
+                    Request::Claim {
+                        channel,
+                        may_be_new,
+                        answer,
+                    } => claims.push((channel, may_be_new, answer)),
                 }
             }
             let result = self.write_all(changes.iter().map(|(change, _)| change));
@@ -202,8 +224,8 @@ impl Keeper {
             for (_, answer) in changes {
                 let _ = answer.send(result.clone());
             }
-            for (channel, answer) in claims {
-                let _ = answer.send(self.claim(*channel));
+            for (channel, may_be_new, answer) in claims {
+                let _ = answer.send(self.claim(*channel, may_be_new));
             }
         }
     }
@@ -220,13 +242,17 @@ impl Keeper {
         Ok(())
     }
 
-    fn claim(&mut self, channel: Channel) -> Result<Channel, BooksError> {
+    fn claim(&mut self, channel: Channel, may_be_new: bool) -> Result<Channel, BooksError> {
         let transaction = begin(&mut self.conn)?;
         let sql = "SELECT owner FROM channel WHERE id = ?1";
         let owner: Option<String> = transaction
             .query_row(sql, [channel.id.as_slice()], |row| row.get(0))
             .optional()?;
-        if owner.is_some_and(|owner| owner != self.owner && (self.is_alive)(&owner)) {
+        let is_free = match owner {
+            None => may_be_new,
+            Some(owner) => owner == self.owner || !(self.is_alive)(&owner),
+        };
+        if !is_free {
             return Err(BooksError::Elsewhere);
         }
         let id = channel.id;

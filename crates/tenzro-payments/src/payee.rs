@@ -338,12 +338,14 @@ impl Payee {
             }
         }
         let signer = inner.sale.domain.voucher_signer(voucher)?;
-        let is_new = {
+        let is_known = {
             let state = cell.lock();
             let minimum = pricing.output_per_token.0.min(1);
-            state.channel.check(voucher.amount.0, signer, minimum)?
+            let is_new = state.channel.check(voucher.amount.0, signer, minimum)?;
+            // A voucher that is no new money can still be the first that comes bound to a request.
+            !is_new && (state.channel.binds_requests || !binds_requests)
         };
-        if !is_new {
+        if is_known {
             return Ok(());
         }
         let change = Change::Voucher {
@@ -442,10 +444,6 @@ impl Payee {
     /// Channels that the ledger has news of.
     pub(crate) async fn news(&self) -> Result<Vec<B256>, Refusal> {
         Ok(self.0.escrow.news().await?)
-    }
-
-    pub(crate) async fn cell(&self, id: B256) -> Result<Arc<Cell>, Refusal> {
-        self.find(id).await
     }
 
     pub(crate) fn all_cells(&self) -> Vec<Arc<Cell>> {

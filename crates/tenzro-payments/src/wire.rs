@@ -11,7 +11,7 @@
 //! `request_auth`, `channel` and the second half of the receipt are ours; other clients skip them.
 
 use alloy::primitives::{Address, B256, U256};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tenzro_protocol::amount::Wei;
 
 use crate::price::{Pricing, Tokens};
@@ -42,8 +42,10 @@ pub struct SessionRequest {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub suggested_deposit: Option<Wei>,
     /// The token contract.
+    #[serde(serialize_with = "checksummed")]
     pub currency: Address,
     /// The payee.
+    #[serde(serialize_with = "checksummed")]
     pub recipient: Address,
     /// Where and how.
     pub method_details: MethodDetails,
@@ -73,6 +75,7 @@ pub struct MethodDetails {
     /// EIP-155 id.
     pub chain_id: u64,
     /// The escrow contract.
+    #[serde(serialize_with = "checksummed")]
     pub escrow_contract: Address,
     /// A channel to go on with.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -376,6 +379,11 @@ pub struct Problem {
     /// Where the channel stands.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub channel: Option<ChannelState>,
+}
+
+/// Addresses of a request in mixed case (EIP-55). Source: the draft's "Hexadecimal Values".
+fn checksummed<S: Serializer>(address: &Address, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(address)
 }
 
 /// 256-bit integers as decimal strings. Source: the draft's "Numeric Values".

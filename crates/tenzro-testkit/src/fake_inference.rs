@@ -236,6 +236,7 @@ impl Inference for FakeInference {
                             prompt_tokens: PROMPT_TOKENS,
                             completion_tokens: tokens,
                             cached_tokens: 2,
+                            cost: None,
                         },
                     })),
                 }

@@ -1,4 +1,4 @@
-//! `provider register|deregister|status|pricing|schedule` and `stake deposit|withdraw|status`.
+//! `provider register|deregister|status|earnings|pricing|schedule` and `stake deposit|withdraw|status`.
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -11,6 +11,7 @@ use tenzro_protocol::model_id::{is_valid, model_id};
 use tenzro_protocol::network::{EndpointInfo, EndpointStatus, PricingInfo, ProviderInfo};
 use tenzro_protocol::schedule::Schedule;
 
+use super::earnings;
 use super::endpoints::{price, rows};
 use super::library;
 use super::network::{
@@ -46,6 +47,7 @@ pub(super) async fn run(
             Ok(())
         }
         arguments::Provider::Status => status(config, output).await,
+        arguments::Provider::Earnings => earnings::run(config, output),
         arguments::Provider::Pricing(command) => pricing(config, command, output).await,
         arguments::Provider::Schedule(command) => schedule(config, command, output).await,
     }
@@ -80,11 +82,18 @@ async fn status(config: &Config, output: &Output) -> anyhow::Result<()> {
     let (network, address) = own(config, output).await?;
     let standing = standing(&network, address).await?;
     let own_endpoints = endpoints(&network, address).await?;
+    let earned = earnings::read(config, address)?;
     if output.json {
-        output.json(&json!({"provider": standing, "endpoints": own_endpoints}));
+        output.json(&json!({
+            "provider": standing,
+            "endpoints": own_endpoints,
+            "earnings": earnings::totals(&earned),
+        }));
         return Ok(());
     }
     describe(&standing, output);
+    output.line(format!("settled    {} TNZO", Wei(earned.settled).tnzo()));
+    output.line(format!("unsettled  {}", earnings::unsettled(&earned)));
     if own_endpoints.is_empty() {
         output.hint("tenzro-cli model serve MODEL --remote");
     } else {

@@ -7,13 +7,13 @@ use std::process::{Child, Command, Stdio};
 use super::{Home, model_path};
 
 /// A chain of Foundry's anvil, from the npm packages of `contracts/`.
-struct Anvil {
+pub(crate) struct Anvil {
     child: Child,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Anvil {
-    fn start(chain_id: u64) -> Self {
+    pub(crate) fn start(chain_id: u64) -> Self {
         Self::start_with(&["--port", "0", "--chain-id", &chain_id.to_string()])
     }
 
@@ -61,7 +61,7 @@ fn anvil_path() -> PathBuf {
 }
 
 /// The first key that anvil funds with its gas coin.
-const FUNDED: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+pub(crate) const FUNDED: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
 
 #[test]
 fn the_flow_runs_on_anvil_by_configuration_only() {

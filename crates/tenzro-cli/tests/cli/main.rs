@@ -1,10 +1,12 @@
 //! The real binary in homes of its own: what it prints, keeps and survives.
 
+mod channels;
 mod chat;
 mod download;
 mod ledger;
 mod mistakes;
 mod node;
+mod payments;
 mod provider;
 mod serve;
 mod terminal;

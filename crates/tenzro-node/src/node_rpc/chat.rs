@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tenzro_api::{Caller, GenerateStream, Inference};
@@ -78,7 +79,7 @@ impl NodeRpc {
         let cost = usage.cost.unwrap_or_default();
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(json!({
-            "id": format!("chat-{:x}", began.elapsed().as_nanos() ^ u128::from(total) << 64),
+            "id": format!("chat-{:x}", Timestamp::now().as_nanosecond()),
             "model": chosen.endpoint.model_id,
             "model_id": chosen.endpoint.model_id,
             "provider": chosen.endpoint.provider,

@@ -107,21 +107,63 @@ pub(super) struct StakeParam {
 
 impl StakeParam {
     pub(super) fn amount(&self) -> Result<Option<Wei>, RpcError> {
-        let amount = match (&self.amount, &self.amount_tnzo) {
-            (Some(amount), None) => Some(*amount),
-            (None, Some(text)) => Some(tnzo("amount_tnzo", text)?),
-            (None, None) => None,
-            (Some(_), Some(_)) => {
-                return Err(RpcError::invalid_params(
-                    "give either amount or amount_tnzo",
-                ));
-            }
-        };
-        match amount {
-            Some(Wei::ZERO) => Err(RpcError::invalid_params("amount: 0 is no stake")),
-            amount => Ok(amount),
-        }
+        amount(self.amount, self.amount_tnzo.as_deref(), "0 is no stake")
     }
+}
+
+/// An amount in wei or in TNZO; `zero` says why it cannot be nothing.
+fn amount(wei: Option<Wei>, decimals: Option<&str>, zero: &str) -> Result<Option<Wei>, RpcError> {
+    let amount = match (wei, decimals) {
+        (Some(amount), None) => Some(amount),
+        (None, Some(text)) => Some(tnzo("amount_tnzo", text)?),
+        (None, None) => None,
+        (Some(_), Some(_)) => {
+            return Err(RpcError::invalid_params(
+                "give either amount or amount_tnzo",
+            ));
+        }
+    };
+    match amount {
+        Some(Wei::ZERO) => Err(RpcError::invalid_params(format!("amount: {zero}"))),
+        amount => Ok(amount),
+    }
+}
+
+/// A deposit in a channel to a provider, or in one that there is.
+#[derive(Debug, Deserialize)]
+pub(super) struct DepositParam {
+    #[serde(
+        default,
+        deserialize_with = "checked_address",
+        alias = "payee",
+        alias = "address"
+    )]
+    pub(super) provider: Option<Address>,
+    #[serde(alias = "channelId")]
+    pub(super) channel_id: Option<B256>,
+    #[serde(alias = "deposit")]
+    amount: Option<Wei>,
+    #[serde(alias = "amountTnzo")]
+    amount_tnzo: Option<String>,
+    #[serde(default, alias = "signedTransactions")]
+    pub(super) signed_transactions: SignedTransactions,
+}
+
+impl DepositParam {
+    pub(super) fn amount(&self) -> Result<Wei, RpcError> {
+        let (wei, decimals) = (self.amount, self.amount_tnzo.as_deref());
+        required(amount(wei, decimals, "0 is no deposit")?, "amount")
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct CloseParam {
+    #[serde(alias = "channelId")]
+    pub(super) channel_id: Option<B256>,
+    #[serde(default)]
+    pub(super) force: bool,
+    #[serde(default, alias = "signedTransactions")]
+    pub(super) signed_transactions: SignedTransactions,
 }
 
 fn tnzo(field: &str, text: &str) -> Result<Wei, RpcError> {

@@ -7,7 +7,7 @@ use tenzro_api::Caller;
 use tenzro_ledger::registry::endpoint_id;
 use tenzro_ledger::{
     Account, Address, B256, Offer, Operations, SendError, TransactionReceipt, TransportError,
-    recipient, stopped_endpoints, submit,
+    recipient, sender, stopped_endpoints, submit,
 };
 use tenzro_protocol::json_rpc::{RpcError, code};
 use tenzro_protocol::model_id;
@@ -19,6 +19,7 @@ use super::params::{
     SignedParam, SignedTransactions, StakeParam, StopParam, check_role, read, required,
 };
 use super::{NodeRpc, from_ledger, internal, not_operator, unavailable};
+use crate::closing::{self, Seller};
 use crate::directory::{LocalEndpoint, meta, provider_info};
 use crate::probe::{Found, ProbeError};
 
@@ -167,6 +168,8 @@ impl NodeRpc {
             return self.serve_locally(found, base_url);
         }
         let model_id = network_id(&model)?;
+        self.check_payment(&param.signed_transactions, &model_id, &base_url)
+            .await?;
         let receipt = match self.submit_all(&param.signed_transactions).await? {
             Some(receipt) => receipt,
             None => {
@@ -216,6 +219,48 @@ impl NodeRpc {
         });
         extend(&mut result, more);
         Ok(result)
+    }
+
+    /// Whoever would be paid by the ledger has to be whom the endpoint asks to pay. Without a price on the
+    /// ledger it cannot ask yet.
+    async fn check_payment(
+        &self,
+        transactions: &SignedTransactions,
+        model: &str,
+        base_url: &str,
+    ) -> Result<(), RpcError> {
+        let signed = transactions.first().map(|raw| {
+            let signer = sender(raw, self.ledger.chain_id());
+            let named = |reason| format!("signed_transactions: {reason}");
+            signer.map_err(|reason| RpcError::invalid_params(named(reason)))
+        });
+        let provider = match signed {
+            Some(signer) => signer?,
+            None => self.own_address()?,
+        };
+        let priced = self.ledger.pricing_now(provider, model).await;
+        if priced.map_err(from_ledger)?.is_none() {
+            return Ok(());
+        }
+        let seller = Seller {
+            base_url: base_url.to_owned(),
+            model: model.to_owned(),
+            payee: provider,
+        };
+        let market = closing::market(&self.ledger);
+        match closing::terms(&self.prober, &seller, &market).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let message = format!(
+                    "endpoint: {base_url} does not ask to be paid to {provider}, who has a price for \
+                     {model}: {error}"
+                );
+                Err(RpcError::new(code::ENDPOINT, message).hint(
+                    "serve it with tenzro-cli model serve --remote and that wallet; after a price was \
+                     set, wait some seconds",
+                ))
+            }
+        }
     }
 
     fn serve_locally(&self, found: Found, base_url: String) -> Result<Value, RpcError> {
@@ -347,7 +392,7 @@ impl NodeRpc {
         Ok(server.base_url)
     }
 
-    fn operations(&self, caller: Caller) -> Result<Operations<'_>, RpcError> {
+    pub(super) fn operations(&self, caller: Caller) -> Result<Operations<'_>, RpcError> {
         if caller != Caller::Operator {
             return Err(not_operator());
         }
@@ -360,7 +405,7 @@ impl NodeRpc {
     }
 
     /// Sends what the caller signed, one after the other; the last receipt.
-    async fn submit_all(
+    pub(super) async fn submit_all(
         &self,
         transactions: &SignedTransactions,
     ) -> Result<Option<TransactionReceipt>, RpcError> {
@@ -373,7 +418,7 @@ impl NodeRpc {
     }
 
     /// They are few, and call this ledger's contracts.
-    fn check_signed(&self, transactions: &SignedTransactions) -> Result<(), RpcError> {
+    pub(super) fn check_signed(&self, transactions: &SignedTransactions) -> Result<(), RpcError> {
         if transactions.len() > TRANSACTIONS_MAX {
             return Err(RpcError::invalid_params(format!(
                 "signed_transactions: at most {TRANSACTIONS_MAX}"
@@ -459,7 +504,7 @@ pub(super) fn schedule_value(schedule: Option<&Schedule>) -> Value {
     })
 }
 
-fn extend(value: &mut Value, more: Value) {
+pub(super) fn extend(value: &mut Value, more: Value) {
     if let (Value::Object(fields), Value::Object(more)) = (value, more) {
         fields.extend(more);
     }
@@ -476,13 +521,15 @@ fn network_id(model: &str) -> Result<String, RpcError> {
     )))
 }
 
-fn sent(result: Result<TransactionReceipt, SendError>) -> Result<TransactionReceipt, RpcError> {
+pub(super) fn sent(
+    result: Result<TransactionReceipt, SendError>,
+) -> Result<TransactionReceipt, RpcError> {
     let receipt = result.map_err(|error| from_send(&error))?;
     tracing::info!(transaction = %receipt.transaction_hash, from = %receipt.from, "mined");
     Ok(receipt)
 }
 
-fn from_send(error: &SendError) -> RpcError {
+pub(super) fn from_send(error: &SendError) -> RpcError {
     match error {
         SendError::Reverted {
             reason,

@@ -143,6 +143,8 @@ async fn a_channel_belongs_to_one_server_until_that_one_is_gone() {
     first.write(voucher(1, 70)).await.expect("written");
     let own = first.claim(channel(1, 600)).await.expect("its own");
     assert_eq!((own.accepted(), own.deposit), (70, 600));
+    let unknown = second.inherit(channel(2, 10)).await;
+    assert_eq!(unknown, Err(BooksError::Elsewhere));
     let new = second.claim(channel(2, 10)).await.expect("a new one");
     assert_eq!(new, channel(2, 10));
     drop((first, second));

@@ -209,7 +209,14 @@ impl Meter {
         let required = channel
             .accepted()
             .checked_add(missing.saturating_sub(channel.available()))?;
-        if required <= self.asked {
+        // While the payer has not answered, a token more is no news: who answers one request after the other
+        // would fall behind.
+        let is_answered = channel.accepted() >= self.asked;
+        let news = match is_answered {
+            true => 1,
+            false => self.purse.pricing.cost(Tokens::output(window / 2))?.max(1),
+        };
+        if required < self.asked.checked_add(news)? {
             return None;
         }
         self.asked = required;

@@ -166,6 +166,22 @@ impl Payee {
         self.admit(id, &found).await
     }
 
+    /// A channel of which the ledger has news: one that is served here, or was by a server that is gone. New
+    /// ones wait for their payer, who may mean another server of this wallet.
+    pub(crate) async fn cell(&self, id: B256) -> Result<Arc<Cell>, Refusal> {
+        if let Some(cell) = self.known(id) {
+            return Ok(cell);
+        }
+        let lock = self.0.opening.lock_of(id)?;
+        let _one = lock.lock().await;
+        if let Some(cell) = self.known(id) {
+            return Ok(cell);
+        }
+        let found = self.0.escrow.channel(id).await?.ok_or(Refusal::NoChannel)?;
+        let channel = self.0.books.inherit(Channel::new(id, &found)).await?;
+        self.serve(channel, &found)
+    }
+
     async fn open_signed(
         &self,
         id: B256,
@@ -252,11 +268,16 @@ impl Payee {
         if found.payee != self.0.signer.address() {
             return Err(Refusal::NoChannel);
         }
-        let mut channel = self.0.books.claim(Channel::new(id, found)).await?;
+        let channel = self.0.books.claim(Channel::new(id, found)).await?;
+        self.serve(channel, found)
+    }
+
+    fn serve(&self, mut channel: Channel, found: &EscrowChannel) -> Result<Arc<Cell>, Refusal> {
         channel.sync(Some(found));
         if channel.status == Status::Final {
             return Err(VoucherRefusal::Final.into());
         }
+        let id = channel.id;
         let cell = Cell::new(channel);
         self.cells().insert(id, Arc::clone(&cell));
         Ok(cell)

@@ -52,6 +52,36 @@ async fn a_challenge_says_what_a_payer_has_to_know() {
 }
 
 #[tokio::test]
+async fn a_payer_that_is_slow_is_asked_twice_a_window_and_not_for_every_token() {
+    let scene = Scene::new();
+    let first = 20 * INPUT + u128::from(WINDOW) * OUTPUT;
+    let purse = scene.open(DEPOSIT, first).await;
+    let mut meter = purse.start(order(20, 200)).expect("paid for");
+    let mut asked: Vec<(u32, u128)> = Vec::new();
+    for delivered in 1..=2 * WINDOW {
+        if delivered == WINDOW + 1 {
+            // The answer to the first request comes when all that was paid for is out, the other one later.
+            assert_eq!(meter.charge(Tokens::output(1)).await, Ok(Charge::Short));
+            scene.voucher(asked[0].1).await.expect("accepted");
+            assert_eq!(meter.shortage().await, Shortage::Over);
+        }
+        if delivered == WINDOW + 2 {
+            scene.voucher(asked[1].1).await.expect("accepted");
+        }
+        let input = if delivered == 1 { 20 } else { 0 };
+        let charge = meter.charge(Tokens { input, output: 1 }).await;
+        assert_eq!(charge, Ok(Charge::Paid), "token {delivered}");
+        if let Some(need) = meter.ask() {
+            asked.push((delivered, need.required_cumulative.0));
+        }
+    }
+    let half = WINDOW / 2;
+    let steps = [half, WINDOW, WINDOW + half, 2 * WINDOW];
+    let expected = steps.map(|at| (at, first + u128::from(at) * OUTPUT));
+    assert_eq!(asked, expected);
+}
+
+#[tokio::test]
 async fn a_stream_is_paid_window_by_window() {
     let scene = Scene::new();
     let first = 20 * INPUT + u128::from(WINDOW) * OUTPUT;

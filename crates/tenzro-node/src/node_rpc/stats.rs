@@ -1,0 +1,124 @@
+//! `tenzro_providerStats`: what is known of a provider, each figure measured or read; null where nobody knows.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tenzro_ledger::channels::Party;
+use tenzro_ledger::{Address, wei};
+use tenzro_payments::books::Earnings;
+use tenzro_protocol::amount::Wei;
+use tenzro_protocol::json_rpc::RpcError;
+use tenzro_protocol::network::{EndpointInfo, EndpointStatus, Missing};
+
+use super::params::{AddressParam, read};
+use super::{NodeRpc, from_ledger, internal};
+use crate::directory::Probes;
+
+/// How long what the books say is told again: they are read as a whole.
+const EARNINGS: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// The last look at the books of the node's own wallet.
+pub(crate) type LastEarnings = std::sync::Mutex<Option<(Instant, Earnings)>>;
+
+impl NodeRpc {
+    pub(super) async fn provider_stats(&self, params: Value) -> Result<Value, RpcError> {
+        let AddressParam { address, .. } = read(params, &["address"])?;
+        let provider = address.map_or_else(|| self.own_address(), Ok)?;
+        self.catch_up().await;
+        let endpoints = self.endpoints_of(provider);
+        let mut models: Vec<&String> = endpoints
+            .iter()
+            .map(|endpoint| &endpoint.model_id)
+            .collect();
+        models.sort();
+        models.dedup();
+        let probes = self.probes_of(&endpoints);
+        let staked = self
+            .registry
+            .snapshot()
+            .provider(provider)
+            .map(|one| wei(one.staked));
+        let channels = self.channels.of(Party::Payee(provider)).await;
+        let channels = channels.map_err(from_ledger)?;
+        let settled = channels.values().map(|channel| channel.settled);
+        let earned = settled.fold(0, u128::saturating_add);
+        let books = self.earnings_of(provider).await?;
+        let bought = self.bought_from(provider).await?;
+        let is_serving = endpoints.iter().any(|endpoint| {
+            matches!(
+                endpoint.status,
+                EndpointStatus::Online | EndpointStatus::Degraded
+            )
+        });
+        Ok(json!({
+            "provider": provider.to_string(),
+            "models_served": models.len(),
+            "model_ids": models,
+            "total_inferences": books.as_ref().map(|books| books.requests),
+            "inferences_bought": bought,
+            "total_earned": Wei(earned),
+            "unsettled": books.as_ref().map(|books| Wei(books.unsettled)),
+            "uptime_percent": probes.uptime_percent(),
+            "avg_latency_ms": probes.latency_mean_ms(),
+            "staked": staked.unwrap_or_default(),
+            // Nobody counts failed answers of others' servers.
+            "success_rate": null,
+            "channels": channels.len(),
+            "is_serving": is_serving,
+        }))
+    }
+
+    /// Those on the ledger that were not taken off.
+    fn endpoints_of(&self, provider: Address) -> Vec<EndpointInfo> {
+        let mut endpoints = self.with_directory(|directory| directory.endpoints(None));
+        endpoints.retain(|endpoint| {
+            let of = endpoint
+                .provider
+                .as_deref()
+                .and_then(|text| text.parse().ok());
+            of == Some(provider) && !endpoint.missing.contains(&Missing::Serving)
+        });
+        endpoints
+    }
+
+    /// All probes of these since the node started.
+    fn probes_of(&self, endpoints: &[EndpointInfo]) -> Probes {
+        let measured = self.health.measured();
+        let of = endpoints
+            .iter()
+            .filter_map(|one| measured.get(&one.endpoint_id));
+        of.fold(Probes::default(), |sum, one| sum.and(one))
+    }
+
+    /// What the books of the node's own wallet say; others' are not here.
+    async fn earnings_of(&self, provider: Address) -> Result<Option<Earnings>, RpcError> {
+        let own = self.account.as_ref().map(|account| account.address());
+        if own != Some(provider) {
+            return Ok(None);
+        }
+        let last = || {
+            let last = self.earnings.lock();
+            last.unwrap_or_else(std::sync::PoisonError::into_inner)
+        };
+        if let Some((at, known)) = &*last()
+            && at.elapsed() < EARNINGS
+        {
+            return Ok(Some(known.clone()));
+        }
+        let home = self.home.clone();
+        let read = tokio::task::spawn_blocking(move || crate::sale::earnings(&home, provider));
+        let earnings = read.await.map_err(internal)?.map_err(internal)?;
+        *last() = Some((Instant::now(), earnings.clone()));
+        Ok(Some(earnings))
+    }
+
+    /// Answers that this node paid for itself.
+    async fn bought_from(&self, provider: Address) -> Result<Option<u64>, RpcError> {
+        let Some(payer) = &self.payer else {
+            return Ok(None);
+        };
+        let spending = payer.spending(0).await.map_err(internal)?;
+        let of = spending.iter().filter(|one| one.payee == provider);
+        Ok(Some(of.map(|one| one.requests).sum()))
+    }
+}
