@@ -3,6 +3,7 @@
 //! ```text
 //! request ─▶ 402 + challenge ─▶ Terms (against the registry) ─▶ Payer::prepare
 //!    └─ with a credential ─▶ 402 again: what it needs ─▶ PaidRequest::retry     at most ROUNDS
+//!                         ├▶ 410: not this server's channel ─▶ another one
 //!                         └▶ 200 ─▶ stream.rs: text, vouchers on another connection, the receipt
 //! ```
 //!
@@ -58,7 +59,7 @@ pub struct PayingClient {
 struct Inner {
     http: Client,
     /// Ends in `/v1`.
-    base_url: String,
+    base_url: Arc<str>,
     payer: Payer,
     expected: Expected,
     recount: Option<Recount>,
@@ -89,7 +90,7 @@ impl PayingClient {
         Ok(Self {
             inner: Arc::new(Inner {
                 http,
-                base_url,
+                base_url: base_url.into(),
                 payer,
                 expected,
                 recount,
@@ -158,6 +159,7 @@ impl PayingClient {
         let body = body.map_err(|error| ClientError::Protocol(error.to_string()))?;
         let order = Order {
             request_hash: request_hash("POST", &format!("/v1/{path}"), &body),
+            place: Arc::clone(&inner.base_url),
             model: inner.expected.model.clone(),
             prompt: purchase.prompt,
             shape: purchase.shape,
@@ -175,7 +177,9 @@ impl PayingClient {
             let prepared = inner.payer.prepare(terms, order.clone()).await?;
             (request, credential) = (Some(prepared.0), Some(prepared.1));
         }
-        for _ in 0..ROUNDS {
+        let mut rounds = 0;
+        while rounds < ROUNDS {
+            rounds += 1;
             let sent = post(credential.as_ref()).send().await;
             let response = sent.map_err(|error| connection(&error))?;
             let status = response.status();
@@ -208,8 +212,12 @@ impl PayingClient {
             };
             match paid {
                 Ok(paid) => credential = Some(paid),
-                // There is no request yet, or its channel is closed: another one pays.
+                // There is no request yet, or its channel is closed or another server's: another one pays.
                 Err(PayError::NoChannel) => {
+                    if status == StatusCode::GONE {
+                        // Channels that may be this server's are few, and none is tried twice.
+                        rounds -= 1;
+                    }
                     not_served(request.take()).await;
                     let prepared = inner.payer.prepare(terms, order.clone()).await?;
                     (request, credential) = (Some(prepared.0), Some(prepared.1));

@@ -10,7 +10,9 @@
 //!                                    store.rs
 //! ```
 //!
-//! A wallet pays each payee through one channel. Deposits are authorizations that the payee submits; a
+//! A wallet pays each model server of a payee through a channel of its own: the servers of a provider keep
+//! no common account. A channel that was found on the ledger may be any server's; the first one that takes
+//! it has it. A server that does not take its channel gets another one. Deposits are authorizations that the payee submits; a
 //! channel's id and the authorization follow from what is stored, so that a deposit that was signed before
 //! a crash is sent again and not made twice.
 
@@ -125,6 +127,17 @@ pub enum PayError {
     /// No such channel, or it is closed.
     #[error("there is no open channel of that id")]
     NoChannel,
+    /// The provider opened a channel, and then did not know it.
+    #[error("the provider does not know the channel that it was asked to open")]
+    TurnedAway,
+    /// Money of ours is in many channels to this provider, and none of its servers is known to take them.
+    #[error(
+        "{0} channels to this provider hold money that none of its servers takes; close them first"
+    )]
+    Strays(usize),
+    /// The server's address is too long.
+    #[error("the model server's address is longer than 256 bytes")]
+    Place,
     /// Requests run on the channel.
     #[error("requests are running on this channel")]
     Busy,
@@ -150,6 +163,8 @@ pub enum PayError {
 pub struct Order {
     /// [`crate::voucher::request_hash`] of the request that carries the credential.
     pub request_hash: B256,
+    /// Base URL of the model server, at most 256 bytes: each server of a payee has its own channel.
+    pub place: Arc<str>,
     /// The model's id, for the books.
     pub model: String,
     /// Tokens of the prompt.
@@ -175,8 +190,8 @@ struct Inner {
     limits: Limits,
     ledger: Arc<dyn PayerLedger>,
     clock: fn() -> u64,
-    /// By payee: who has it may make a deposit, until the payee has answered.
-    deposits: Mutex<HashMap<Address, Arc<AsyncMutex<()>>>>,
+    /// By payee and server: who has it may make a deposit, until the payee has answered.
+    deposits: Mutex<HashMap<(Address, Arc<str>), Arc<AsyncMutex<()>>>>,
 }
 
 impl Payer {
@@ -228,8 +243,8 @@ impl Payer {
         Ok(())
     }
 
-    /// Pays for the beginning of a request: through the channel to the payee, which is opened or topped up
-    /// where it has to be. The credential goes with the request; what comes back goes to the
+    /// Pays for the beginning of a request: through the channel to the model server, which is opened or
+    /// topped up where it has to be. The credential goes with the request; what comes back goes to the
     /// [`PaidRequest`].
     pub async fn prepare(
         &self,
@@ -258,7 +273,7 @@ impl Payer {
 
     /// All channels, closed ones included.
     pub async fn channels(&self) -> Result<Vec<Channel>, PayError> {
-        let list = |books: &mut Books| Ok(books.channels().copied().collect());
+        let list = |books: &mut Books| Ok(books.channels().cloned().collect());
         self.inner.worker.call(list).await
     }
 

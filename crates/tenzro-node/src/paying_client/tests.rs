@@ -134,3 +134,44 @@ async fn an_answer_that_is_dropped_leaves_a_doubt_that_the_next_one_settles() {
     assert_eq!(spent(&market).await, 2 * cost(PROMPT_TOKENS, 1));
     assert_eq!(market.payer.channels().await.expect("read")[0].doubt, 0);
 }
+
+/// Asks each shop once; the channels' places and what is due on them, by place.
+async fn ask_all(market: &Market, shops: &[Shop]) -> Vec<(Option<String>, u128)> {
+    for shop in shops {
+        let chunks = shop.client(market).chat(&chat()).await.expect("paid");
+        let (answer, error) = text(chunks).await;
+        assert_eq!((answer.as_str(), error.is_none()), ("ab", true));
+    }
+    let channels = market.payer.channels().await.expect("read");
+    let mut rows: Vec<_> = channels
+        .into_iter()
+        .map(|channel| (channel.place.map(|place| place.to_string()), channel.due))
+        .collect();
+    rows.sort();
+    rows
+}
+
+#[tokio::test]
+async fn the_servers_of_one_provider_are_paid_through_a_channel_each_also_after_the_books_are_lost()
+{
+    let mut market = Market::new();
+    let mut shops = Vec::new();
+    for name in ["one", "two", "three"] {
+        let engine = FakeInference::new(Script::Say(vec!["a", "b"]));
+        shops.push(Shop::named(name, &market, engine).await);
+    }
+    let expected = |answers: u128| {
+        let due = answers * cost(PROMPT_TOKENS, 2);
+        let mut rows: Vec<_> = shops
+            .iter()
+            .map(|shop| (Some(shop.base_url()), due))
+            .collect();
+        rows.sort();
+        rows
+    };
+    assert_eq!(ask_all(&market, &shops).await, expected(1));
+    assert_eq!(ask_all(&market, &shops).await, expected(2));
+    market.wipe().await;
+    assert_eq!(ask_all(&market, &shops).await, expected(3));
+    assert_eq!(market.vault.deposits(), 3, "no other channel was opened");
+}

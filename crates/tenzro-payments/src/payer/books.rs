@@ -10,7 +10,7 @@
 mod endings;
 mod ledger_word;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alloy::primitives::{Address, B256};
@@ -22,6 +22,9 @@ use super::channel::{Channel, ChannelState, Running, Wanted, decide};
 use super::store::{Deposit, RequestState, Store, StoreError};
 use crate::price::Pricing;
 
+/// Channels to one payee that no server is known to take, at most: no other is opened then, so that nobody
+/// gets money locked up by turning channels away.
+const STRAYS_MAX: usize = 16;
 /// Seconds that spends count for.
 const DAY: u64 = 24 * 3_600;
 
@@ -34,14 +37,26 @@ pub(super) struct Books {
     pub(super) store: Store,
     limits: Limits,
     channels: BTreeMap<B256, Channel>,
-    running: BTreeMap<i64, (Running, SharedHeard)>,
+    running: BTreeMap<i64, Request>,
+    /// Channels, each with a server that did not take it. A server that has no channel at the next start
+    /// is asked once more.
+    turned_away: BTreeSet<(B256, Arc<str>)>,
     spends: Vec<Spend>,
+}
+
+/// A request that is being answered, and where.
+#[derive(Debug)]
+struct Request {
+    running: Running,
+    heard: SharedHeard,
+    place: Arc<str>,
 }
 
 /// A wish to pay.
 #[derive(Debug, Clone)]
 pub(super) struct Offer {
     pub(super) payee: Address,
+    pub(super) place: Arc<str>,
     pub(super) pricing: Pricing,
     /// By how much a voucher has to exceed the one before.
     pub(super) step: u128,
@@ -49,7 +64,7 @@ pub(super) struct Offer {
     /// What the payee says it needs.
     pub(super) required: Option<u128>,
     /// The deposit that goes with the voucher.
-    pub(super) deposit: Option<NewDeposit>,
+    pub(super) deposit: Option<Deposit>,
 }
 
 /// What is paid for.
@@ -68,24 +83,19 @@ pub(super) enum Purchase {
     Refused { id: i64 },
 }
 
-/// A deposit, and for one that opens a channel, the channel.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct NewDeposit {
-    pub(super) deposit: Deposit,
-    pub(super) payee: Address,
-}
-
 /// The request of an offer, if it is no new one, and its channel, if there is one.
 type Subject = (Option<i64>, Running, Option<Channel>);
 
 /// What comes of an offer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "short-lived, one at a time")]
 pub(super) enum Step {
     /// It is written; a voucher of that amount may be signed and sent.
     Pay {
         request: i64,
         channel: B256,
+        /// No server is known to take the channel yet.
+        is_stray: bool,
         amount: u128,
         /// The payee asks for more than that.
         is_overbill: bool,
@@ -110,6 +120,7 @@ impl Books {
             limits,
             channels: BTreeMap::new(),
             running: BTreeMap::new(),
+            turned_away: BTreeSet::new(),
             spends: Vec::new(),
         };
         books.load(now)?;
@@ -125,7 +136,7 @@ impl Books {
             .map(|channel| (channel.id, channel))
             .collect();
         self.store.begin()?;
-        for mut channel in self.channels.values().copied().collect::<Vec<_>>() {
+        for mut channel in self.channels.values().cloned().collect::<Vec<_>>() {
             let running = self.store.requests(channel.id, RequestState::Running)?;
             if running.is_empty() {
                 continue;
@@ -153,30 +164,69 @@ impl Books {
         self.channels.values()
     }
 
-    /// The channel that pays a payee now.
-    pub(super) fn channel_to(&self, payee: Address) -> Option<Channel> {
-        let of = |state| {
+    /// The channel that pays a server of a payee now: its own, or one that may be its own.
+    fn channel_to(&self, payee: Address, place: &Arc<str>) -> Option<Channel> {
+        let own = |state| {
             let mut channels = self.channels.values();
-            channels.find(|channel| channel.payee == payee && channel.state == state)
+            channels.find(|channel| {
+                channel.payee == payee
+                    && channel.state == state
+                    && channel.place.as_ref() == Some(place)
+            })
         };
-        of(ChannelState::Open)
-            .or_else(|| of(ChannelState::Opening))
-            .copied()
+        let stray = || {
+            let mut channels = self.channels.values();
+            channels.find(|channel| {
+                channel.payee == payee
+                    && channel.state == ChannelState::Open
+                    && self.may_be_of(channel, place)
+            })
+        };
+        own(ChannelState::Open)
+            .or_else(|| own(ChannelState::Opening))
+            .or_else(stray)
+            .cloned()
+    }
+
+    /// Whether a channel is nobody's, and may turn out to be that server's. Only one server is asked at a
+    /// time.
+    fn may_be_of(&self, channel: &Channel, place: &Arc<str>) -> bool {
+        let is_asked_elsewhere = || {
+            let mut running = self.running.values();
+            running.any(|other| other.running.channel == channel.id && other.place != *place)
+        };
+        channel.place.is_none()
+            && !self.turned_away.contains(&(channel.id, Arc::clone(place)))
+            && !is_asked_elsewhere()
+    }
+
+    /// Refuses another channel to a payee where too many are nobody's.
+    fn check_strays(&self, payee: Address) -> Result<(), PayError> {
+        let is_stray = |channel: &&Channel| {
+            channel.payee == payee
+                && channel.place.is_none()
+                && matches!(channel.state, ChannelState::Open | ChannelState::Opening)
+        };
+        match self.channels.values().filter(is_stray).count() {
+            STRAYS_MAX.. => Err(PayError::Strays(STRAYS_MAX)),
+            _ => Ok(()),
+        }
     }
 
     /// Whether requests run on a channel.
     pub(super) fn is_busy(&self, channel: B256) -> bool {
         self.running
             .values()
-            .any(|(running, _)| running.channel == channel)
+            .any(|request| request.running.channel == channel)
     }
 
     /// Decides on an offer and writes what is decided.
     pub(super) fn offer(&mut self, offer: &Offer, now: u64) -> Result<Step, PayError> {
         let (id, mut own, channel) = self.subject(offer)?;
-        let channel = channel.or_else(|| new_channel(offer.deposit.as_ref()?));
+        let channel = channel.or_else(|| new_channel(offer));
         let budget = self.budget(now);
         let Some(mut channel) = channel else {
+            self.check_strays(offer.payee)?;
             let needed = own.likely().ok_or(PayError::TooMuch)?;
             return Ok(Step::Deposit {
                 channel: None,
@@ -216,8 +266,8 @@ impl Books {
         }
         let new = offer
             .deposit
-            .filter(|new| new.deposit.channel == channel.id);
-        let added = new.map_or(0, |new| new.deposit.amount);
+            .filter(|deposit| deposit.channel == channel.id);
+        let added = new.map_or(0, |deposit| deposit.amount);
         let holds = channel
             .deposit
             .checked_add(added)
@@ -229,9 +279,9 @@ impl Books {
         }
         if amount > holds || (channel.state == ChannelState::Opening && added == 0) {
             return Ok(Step::Deposit {
+                pending: self.store.pending_deposit(channel.id)?,
                 channel: Some(channel),
                 needed: amount,
-                pending: self.store.pending_deposit(channel.id)?,
                 budget: budget.map(|(left, _)| left),
             });
         }
@@ -241,8 +291,8 @@ impl Books {
         if raised > 0 || new.is_some() {
             self.store.put_channel(&channel)?;
         }
-        if let Some(new) = new {
-            self.store.put_deposit(&new.deposit)?;
+        if let Some(deposit) = new {
+            self.store.put_deposit(&deposit)?;
         }
         let (request, heard) = match &offer.purchase {
             Purchase::New { model, heard, .. } => {
@@ -250,8 +300,8 @@ impl Books {
                 (request, Arc::clone(heard))
             }
             Purchase::Running { id } | Purchase::Refused { id } => {
-                let (_, heard) = self.running.get(id).ok_or(PayError::Ended)?;
-                (*id, Arc::clone(heard))
+                let known = self.running.get(id).ok_or(PayError::Ended)?;
+                (*id, Arc::clone(&known.heard))
             }
         };
         if let (true, Some(required)) = (decision.is_overbill, offer.required) {
@@ -259,14 +309,21 @@ impl Books {
             let evidence = format!(r#"{{"requiredCumulative":"{required}","limit":"{limit}"}}"#);
             self.store.put_evidence(request, &evidence)?;
         }
-        self.channels.insert(channel.id, channel);
-        self.running.insert(request, (own, heard));
-        Ok(Step::Pay {
+        let step = Step::Pay {
             request,
             channel: channel.id,
+            is_stray: channel.place.is_none(),
             amount,
             is_overbill: decision.is_overbill,
-        })
+        };
+        self.channels.insert(channel.id, channel);
+        let known = Request {
+            running: own,
+            heard,
+            place: Arc::clone(&offer.place),
+        };
+        self.running.insert(request, known);
+        Ok(step)
     }
 
     /// The request of an offer and its channel, where there is one.
@@ -288,7 +345,7 @@ impl Books {
                     heard: 0,
                     authorized: 0,
                 };
-                Ok((None, own, self.channel_to(offer.payee)))
+                Ok((None, own, self.channel_to(offer.payee, &offer.place)))
             }
         }
     }
@@ -296,7 +353,8 @@ impl Books {
     /// What the budget leaves besides what running requests were promised.
     fn budget(&mut self, now: u64) -> Option<(u128, budget::Period)> {
         budget::forget(&mut self.spends, now);
-        let promised = self.running.values().map(|(running, _)| running.authorized);
+        let running = self.running.values();
+        let promised = running.map(|request| request.running.authorized);
         let reserved = promised.fold(0, u128::saturating_add);
         budget::left(&self.limits, &self.spends, reserved, now)
     }
@@ -304,7 +362,7 @@ impl Books {
     fn running(&self, id: i64) -> Result<(Running, Channel), PayError> {
         let running = current(self.running.get(&id).ok_or(PayError::Ended)?);
         let channel = self.channels.get(&running.channel);
-        Ok((running, *channel.ok_or(PayError::Ended)?))
+        Ok((running, channel.ok_or(PayError::Ended)?.clone()))
     }
 
     /// What else runs on a channel.
@@ -312,25 +370,27 @@ impl Books {
         let others = self
             .running
             .iter()
-            .filter(|(other, (running, _))| Some(**other) != id && running.channel == channel);
-        others.map(|(_, running)| current(running)).collect()
+            .filter(|(other, request)| Some(**other) != id && request.running.channel == channel);
+        others.map(|(_, request)| current(request)).collect()
     }
 }
 
 /// With what arrived until now.
-fn current((running, heard): &(Running, SharedHeard)) -> Running {
+fn current(request: &Request) -> Running {
+    let heard = &request.heard;
     let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
     Running {
         heard: heard.most_so_far(),
-        ..*running
+        ..request.running
     }
 }
 
-fn new_channel(new: &NewDeposit) -> Option<Channel> {
-    let deposit = &new.deposit;
+fn new_channel(offer: &Offer) -> Option<Channel> {
+    let deposit = offer.deposit.as_ref()?;
     deposit.is_open.then_some(Channel {
         id: deposit.channel,
-        payee: new.payee,
+        payee: offer.payee,
+        place: Some(Arc::clone(&offer.place)),
         salt: Some(deposit.salt),
         deposit: 0,
         signed: 0,

@@ -8,6 +8,8 @@
 //!
 //! `signed` never decreases and never passes `limit` or the deposit.
 
+use std::sync::Arc;
+
 use alloy::primitives::{Address, B256};
 
 use super::audit::{AnswerShape, PromptTokens};
@@ -27,12 +29,15 @@ pub enum ChannelState {
 }
 
 /// A channel of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Channel {
     /// Its id at the escrow.
     pub id: B256,
     /// Who is paid.
     pub payee: Address,
+    /// Base URL of the model server that takes it; none where that is not known: it was found on the
+    /// ledger, or its server did not take it any more.
+    pub place: Option<Arc<str>>,
     /// Made the id a new one; none where the channel was found on the ledger.
     pub salt: Option<B256>,
     /// Wei in it.
@@ -182,6 +187,7 @@ mod tests {
         Channel {
             id: B256::ZERO,
             payee: Address::ZERO,
+            place: None,
             salt: None,
             deposit: 1_000_000,
             signed,

@@ -7,7 +7,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::OwnedMutexGuard;
 
-use super::books::{Books, NewDeposit, Offer, Purchase, Step};
+use super::books::{Books, Offer, Purchase, Step};
 use super::budget::{self, DepositRequest};
 use super::request::Entry;
 use super::store::Deposit;
@@ -26,6 +26,8 @@ pub(super) struct Payment {
     /// Of a new request.
     pub(super) entry: Option<Entry>,
     pub(super) channel: B256,
+    /// No server is known to take the channel yet.
+    pub(super) is_stray: bool,
     pub(super) amount: u128,
     pub(super) is_overbill: bool,
     pub(super) deposit: Option<SignedDeposit>,
@@ -43,12 +45,14 @@ impl Inner {
     pub(super) async fn pay(
         &self,
         terms: &Terms,
+        place: &Arc<str>,
         purchase: Purchase,
         required: Option<u128>,
     ) -> Result<Payment, PayError> {
         let mut lock = None;
         let mut offer = Offer {
             payee: terms.payee,
+            place: Arc::clone(place),
             pricing: terms.pricing,
             step: terms.voucher_step,
             purchase,
@@ -74,6 +78,7 @@ impl Inner {
                 (
                     Step::Pay {
                         channel,
+                        is_stray,
                         amount,
                         is_overbill,
                         ..
@@ -81,14 +86,15 @@ impl Inner {
                     new,
                     _,
                 ) => {
-                    let new = new.filter(|new| new.deposit.channel == channel);
-                    let deposit = new.zip(lock).map(|(new, lock)| SignedDeposit {
-                        deposit: new.deposit,
+                    let new = new.filter(|deposit| deposit.channel == channel);
+                    let deposit = new.zip(lock).map(|(deposit, lock)| SignedDeposit {
+                        deposit,
                         _lock: lock,
                     });
                     return Ok(Payment {
                         entry,
                         channel,
+                        is_stray,
                         amount,
                         is_overbill,
                         deposit,
@@ -96,23 +102,26 @@ impl Inner {
                 }
                 (Step::Deposit { .. }, Some(_), _) => return Err(PayError::DepositPending),
                 // Another request may make the deposit at this moment, and then it is there.
-                (Step::Deposit { .. }, None, None) => lock = Some(self.lock(terms.payee).await),
+                (Step::Deposit { .. }, None, None) => {
+                    lock = Some(self.lock(terms.payee, place).await);
+                }
                 (step, None, Some(_)) => offer.deposit = self.deposit(terms, step).await?,
             }
         }
     }
 
-    async fn lock(&self, payee: Address) -> OwnedMutexGuard<()> {
+    async fn lock(&self, payee: Address, place: &Arc<str>) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.deposits.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(locks.entry(payee).or_default())
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry((payee, Arc::clone(place))).or_default())
         };
         lock.lock_owned().await
     }
 
     /// A new deposit, or the one that was signed before and may have got lost. None where that one is there
     /// after all, or will never be.
-    async fn deposit(&self, terms: &Terms, step: Step) -> Result<Option<NewDeposit>, PayError> {
+    async fn deposit(&self, terms: &Terms, step: Step) -> Result<Option<Deposit>, PayError> {
         let Step::Deposit {
             channel,
             needed,
@@ -130,11 +139,11 @@ impl Inner {
             self.reconcile(deposit.channel).await?;
             let still =
                 move |books: &mut Books| Ok(books.store.pending_deposit(deposit.channel)?);
-            let still = self.worker.call(still).await?;
-            return Ok(still.map(|deposit| NewDeposit { deposit, payee }));
+            return self.worker.call(still).await;
         }
-        let held = channel.map_or(0, |channel| channel.deposit);
-        let idle = channel.map_or(0, |channel| channel.deposit.saturating_sub(channel.due));
+        let held = channel.as_ref().map_or(0, |channel| channel.deposit);
+        let due = channel.as_ref().map_or(0, |channel| channel.due);
+        let idle = held.saturating_sub(due);
         let needed = needed.saturating_sub(held).max(1);
         let suggested = match terms.suggested_deposit {
             0 => needed.saturating_mul(REQUESTS_AHEAD),
@@ -160,7 +169,7 @@ impl Inner {
             salt,
             authorized_signer: Address::ZERO,
         };
-        let (id, nonce) = match channel {
+        let (id, nonce) = match &channel {
             None => (parameters.id(&self.market.domain), parameters.open_nonce()),
             Some(channel) => (channel.id, top_up_nonce(channel.id, amount, own, salt)),
         };
@@ -172,7 +181,7 @@ impl Inner {
             amount,
             valid_before: (self.clock)().saturating_add(AUTHORIZATION_SECONDS),
         };
-        Ok(Some(NewDeposit { deposit, payee }))
+        Ok(Some(deposit))
     }
 
     /// Takes the ledger's word on a channel.

@@ -23,6 +23,8 @@ use crate::wire::{
 
 /// Longest receipt that is kept, in bytes of JSON.
 const RECEIPT_BYTES_MAX: usize = 8 << 10;
+/// Longest base URL, in bytes.
+const PLACE_BYTES_MAX: usize = 256;
 
 /// A header that pays. Say when the payee took it: a deposit in it counts only then, and until then or until
 /// this is dropped no other deposit is made to the payee.
@@ -33,6 +35,8 @@ pub struct Credential {
     header: String,
     value: String,
     deposit: Option<SignedDeposit>,
+    /// A channel that is nobody's yet, and the server that is asked whether it is its own.
+    stray: Option<(B256, Arc<str>)>,
 }
 
 impl Credential {
@@ -50,6 +54,7 @@ impl Credential {
             header: terms.challenge.credential_header().to_owned(),
             value,
             deposit,
+            stray: None,
         }
     }
 
@@ -65,11 +70,21 @@ impl Credential {
 
     /// The payee answered with a status that means success.
     pub async fn accepted(self) -> Result<(), PayError> {
-        let Some(signed) = &self.deposit else {
+        let Self { deposit, stray, .. } = &self;
+        if deposit.is_none() && stray.is_none() {
             return Ok(());
+        }
+        let deposit = deposit.as_ref().map(|signed| signed.deposit);
+        let stray = stray.clone();
+        let accept = move |books: &mut Books| {
+            if let Some((channel, place)) = stray {
+                books.settle_down(channel, &place)?;
+            }
+            match deposit {
+                Some(Deposit { channel, nonce, .. }) => books.accept(channel, nonce),
+                None => Ok(()),
+            }
         };
-        let Deposit { channel, nonce, .. } = signed.deposit;
-        let accept = move |books: &mut Books| books.accept(channel, nonce);
         self.inner.worker.call(accept).await
     }
 }
@@ -142,7 +157,10 @@ pub struct PaidRequest {
     entry: Entry,
     channel: B256,
     payee: Address,
+    place: Arc<str>,
     request_hash: B256,
+    /// The last credential opens the channel.
+    is_opening: AtomicBool,
     terms: Mutex<Arc<Terms>>,
 }
 
@@ -152,19 +170,24 @@ impl PaidRequest {
         terms: Terms,
         order: Order,
     ) -> Result<(Self, Credential), PayError> {
+        if order.place.len() > PLACE_BYTES_MAX {
+            return Err(PayError::Place);
+        }
         let purchase = Purchase::New {
             model: order.model,
             prompt: order.prompt,
             shape: order.shape,
             heard: Arc::new(Mutex::new(Heard::new(order.shape, order.recount))),
         };
-        let mut payment = inner.pay(&terms, purchase, None).await?;
+        let mut payment = inner.pay(&terms, &order.place, purchase, None).await?;
         let request = Self {
             inner: Arc::clone(inner),
             entry: payment.entry.take().ok_or(PayError::Ended)?,
             channel: payment.channel,
             payee: terms.payee,
+            place: order.place,
             request_hash: order.request_hash,
+            is_opening: AtomicBool::new(false),
             terms: Mutex::new(Arc::new(terms)),
         };
         let credential = request.credential(payment, order.request_hash)?;
@@ -178,12 +201,16 @@ impl PaidRequest {
 
     /// The payee refused the credential, with a new challenge where the status is 402: pays what it says it
     /// needs, if that can be right. Where it shows a voucher of ours that the books have lost, they learn
-    /// it; where it says that the channel is gone, the ledger is asked. The refused credential must have
-    /// been dropped: what it holds may have to be sent again.
+    /// it. Where it does not take the channel (410), the ledger is asked, and the error is
+    /// [`PayError::NoChannel`]: another request is to be prepared, which another channel pays. The refused
+    /// credential must have been dropped: what it holds may have to be sent again.
     pub async fn retry(&self, terms: Terms, problem: &Problem) -> Result<Credential, PayError> {
         self.renew(terms)?;
         if matches!(problem.status, 409 | 410) {
             self.inner.reconcile(self.channel).await?;
+        }
+        if problem.status == 410 {
+            return Err(self.turned_away().await?);
         }
         if let Some(state) = &problem.channel {
             self.remember(state).await?;
@@ -191,8 +218,20 @@ impl PaidRequest {
         let required = problem.required_cumulative.map(|required| required.0);
         let terms = Arc::clone(&lock(&self.terms));
         let purchase = Purchase::Refused { id: self.entry.id };
-        let payment = self.inner.pay(&terms, purchase, required).await?;
-        self.credential(payment, self.request_hash)
+        let pay = self.inner.pay(&terms, &self.place, purchase, required);
+        self.credential(pay.await?, self.request_hash)
+    }
+
+    /// Why the request cannot go on, now that the server does not take its channel. A server that opens
+    /// channels and takes none gets one for each request, and not as many as it likes.
+    async fn turned_away(&self) -> Result<PayError, PayError> {
+        let (id, place) = (self.channel, Arc::clone(&self.place));
+        let turn_away = move |books: &mut Books| books.turn_away(id, &place);
+        let is_stray = self.inner.worker.call(turn_away).await?;
+        Ok(match is_stray && self.is_opening.load(Ordering::Acquire) {
+            true => PayError::TurnedAway,
+            false => PayError::NoChannel,
+        })
     }
 
     /// A newer challenge for the same payee, to be answered from now on. Prices stay as they were.
@@ -222,7 +261,8 @@ impl PaidRequest {
         let terms = Arc::clone(&lock(&self.terms));
         let purchase = Purchase::Running { id: self.entry.id };
         let required = Some(need.required_cumulative.0);
-        let payment = self.inner.pay(&terms, purchase, required).await?;
+        let pay = self.inner.pay(&terms, &self.place, purchase, required);
+        let payment = pay.await?;
         let (signed, is_overbill) = (payment.amount, payment.is_overbill);
         let is_higher = payment.amount > need.accepted_cumulative.0;
         let credential = is_higher.then(|| self.credential(payment, request_hash));
@@ -360,7 +400,12 @@ impl PaidRequest {
             })),
         };
         self.entry.is_sent.store(true, Ordering::Release);
-        Ok(Credential::new(inner, &terms, &payload, payment.deposit))
+        let is_opening = matches!(payload, Payload::Open(_));
+        self.is_opening.store(is_opening, Ordering::Release);
+        let mut credential = Credential::new(inner, &terms, &payload, payment.deposit);
+        let stray = (payment.channel, Arc::clone(&self.place));
+        credential.stray = payment.is_stray.then_some(stray);
+        Ok(credential)
     }
 
     fn authorize(&self, deposit: &Deposit) -> (Authorization, Signature) {

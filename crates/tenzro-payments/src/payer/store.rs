@@ -6,6 +6,7 @@
 mod requests;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
@@ -25,6 +26,7 @@ CREATE TABLE channel (
   escrow BLOB NOT NULL,
   payer BLOB NOT NULL,         -- also signs its vouchers
   payee BLOB NOT NULL,
+  place TEXT,                  -- base URL of the model server, where it is known
   salt BLOB,
   deposit BLOB NOT NULL,       -- amounts: 16 bytes, big-endian
   signed BLOB NOT NULL,
@@ -180,7 +182,7 @@ impl Store {
 
     pub(super) fn channels(&self) -> Result<Vec<Channel>, StoreError> {
         let mut query = self.conn.prepare_cached(
-            "SELECT id, payee, salt, deposit, signed, due, doubt, state FROM channel
+            "SELECT id, payee, salt, deposit, signed, due, doubt, state, place FROM channel
              WHERE payer = ?1 AND chain = ?2 AND escrow = ?3",
         )?;
         let owner = params![self.payer.as_slice(), self.chain, self.escrow.as_slice()];
@@ -192,10 +194,11 @@ impl Store {
         self.conn
             .prepare_cached(
                 "INSERT INTO channel
-                   (id, chain, escrow, payer, payee, salt, deposit, signed, due, doubt, state)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                   (id, chain, escrow, payer, payee, salt, deposit, signed, due, doubt, state, place)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
                  ON CONFLICT (id) DO UPDATE SET deposit = excluded.deposit, signed = excluded.signed,
-                   due = excluded.due, doubt = excluded.doubt, state = excluded.state",
+                   due = excluded.due, doubt = excluded.doubt, state = excluded.state,
+                   place = excluded.place",
             )?
             .execute(params![
                 channel.id.as_slice(),
@@ -209,6 +212,7 @@ impl Store {
                 channel.due.to_be_bytes(),
                 channel.doubt.to_be_bytes(),
                 state_text(channel.state),
+                channel.place.as_deref(),
             ])?;
         Ok(())
     }
@@ -298,6 +302,7 @@ fn channel_row(row: &Row<'_>) -> rusqlite::Result<Channel> {
     Ok(Channel {
         id: row.get::<_, [u8; 32]>(0)?.into(),
         payee: row.get::<_, [u8; 20]>(1)?.into(),
+        place: row.get::<_, Option<String>>(8)?.map(Arc::from),
         salt: row.get::<_, Option<[u8; 32]>>(2)?.map(B256::from),
         deposit: amount(row, 3)?,
         signed: amount(row, 4)?,

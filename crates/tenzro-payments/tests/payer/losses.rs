@@ -30,9 +30,9 @@ pub(super) fn crash(from: &Path, to: &Path) {
 }
 
 async fn channel(payer: &Payer) -> Channel {
-    let channels = payer.channels().await.expect("read");
+    let mut channels = payer.channels().await.expect("read");
     assert_eq!(channels.len(), 1);
-    channels[0]
+    channels.remove(0)
 }
 
 #[tokio::test]

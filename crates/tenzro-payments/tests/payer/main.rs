@@ -5,6 +5,7 @@ mod ledger;
 mod losses;
 mod model;
 mod payee;
+mod servers;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use tenzro_payments::voucher::request_hash;
 
 use ledger::Ledger;
 use payee::{NOW, Payee, market, signer};
+
+/// The model server, where a test has only one.
+const PLACE: &str = "https://payee.example/v1";
 
 /// Hash of the request that all tests pay for.
 fn chat() -> B256 {
@@ -42,6 +46,7 @@ fn open(path: &Path, ledger: &Arc<Ledger>, limits: Limits) -> Payer {
 fn order(prompt: PromptTokens, recount: Option<Recount>) -> Order {
     Order {
         request_hash: chat(),
+        place: PLACE.into(),
         model: "m".to_owned(),
         prompt,
         shape: AnswerShape::stream(None),

@@ -309,7 +309,8 @@ impl World {
         for (before, after) in before.iter().zip(&after) {
             assert!(after.doubt >= before.doubt && after.doubt <= after.signed - after.due);
             let doubt = after.doubt;
-            assert_eq!(*after, tenzro_payments::payer::Channel { doubt, ..*before });
+            let before = before.clone();
+            assert_eq!(*after, tenzro_payments::payer::Channel { doubt, ..before });
         }
         assert_eq!(before.len(), after.len());
     }

@@ -1,6 +1,7 @@
 //! A payer, an escrow in memory, and model servers that are paid through it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
@@ -54,15 +55,14 @@ impl Market {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let home = tempfile::tempdir().expect("a folder");
         let vault = Arc::new(Vault::default());
-        let config = PayerConfig {
-            path: home.path().join("payer.db"),
-            market: place(),
-            signer: signer(1),
-            limits: Default::default(),
-            clock: unix_now,
-        };
-        let payer = Payer::open(config, Arc::clone(&vault) as _).expect("the books open");
+        let payer = open_payer(&home.path().join("payer.db"), &vault);
         Self { payer, vault, home }
+    }
+
+    /// The payer's books are lost, and it asks the ledger.
+    pub(super) async fn wipe(&mut self) {
+        self.payer = open_payer(&self.home.path().join("new.db"), &self.vault);
+        self.payer.recover().await.expect("compared");
     }
 
     pub(super) fn client(&self, base_url: &str, output_price_max: u128) -> PayingClient {
@@ -78,6 +78,17 @@ impl Market {
     }
 }
 
+fn open_payer(path: &Path, vault: &Arc<Vault>) -> Payer {
+    let config = PayerConfig {
+        path: path.to_owned(),
+        market: place(),
+        signer: signer(1),
+        limits: Default::default(),
+        clock: unix_now,
+    };
+    Payer::open(config, Arc::clone(vault) as _).expect("the books open")
+}
+
 /// A model server that is paid.
 pub(super) struct Shop {
     server: Server,
@@ -86,6 +97,11 @@ pub(super) struct Shop {
 
 impl Shop {
     pub(super) async fn open(market: &Market, engine: FakeInference) -> Self {
+        Self::named("shop", market, engine).await
+    }
+
+    /// One of several with one wallet and one file of books.
+    pub(super) async fn named(name: &str, market: &Market, engine: FakeInference) -> Self {
         let sale = Sale {
             domain: place().domain,
             token: place().token,
@@ -96,7 +112,7 @@ impl Shop {
             realm: "shop".to_owned(),
             patience: PATIENCE,
         };
-        let books = Books::open(&market.home.path().join("payee.db"), "shop", |_| false);
+        let books = Books::open(&market.home.path().join("payee.db"), name, |_| true);
         let price = watch::Sender::new(Some(PRICING)).subscribe();
         let escrow = Arc::clone(&market.vault) as _;
         let payee = Payee::new(sale, signer(9), price, escrow, books.expect("books"));
@@ -115,8 +131,12 @@ impl Shop {
         }
     }
 
+    pub(super) fn base_url(&self) -> String {
+        format!("http://{}/v1", self.server.local_addr())
+    }
+
     pub(super) fn client(&self, market: &Market) -> PayingClient {
-        market.client(&format!("http://{}/v1", self.server.local_addr()), 30)
+        market.client(&self.base_url(), 30)
     }
 }
 
@@ -147,7 +167,9 @@ impl PayerLedger for Vault {
     }
 
     fn channels_of(&self, _payer: Address) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>> {
-        Box::pin(async { Ok(Vec::new()) })
+        let channels = self.channels.lock().expect("unpoisoned");
+        let ids = channels.keys().copied().collect();
+        Box::pin(async { Ok(ids) })
     }
 }
 

@@ -1,4 +1,7 @@
-//! What others say of channels: the payee of deposits, the ledger of everything, and our own signature.
+//! What others say of channels: the payee of deposits and of its servers' channels, the ledger of
+//! everything, and our own signature.
+
+use std::sync::Arc;
 
 use alloy::primitives::B256;
 
@@ -9,9 +12,44 @@ use crate::payer::channel::{Channel, ChannelState};
 use crate::payer::store::Deposit;
 
 impl Books {
+    /// A server served, or took a voucher: a channel that was nobody's is its own from now on.
+    pub(in crate::payer) fn settle_down(
+        &mut self,
+        id: B256,
+        place: &Arc<str>,
+    ) -> Result<(), PayError> {
+        let found = self.channels.get(&id);
+        if let Some(mut channel) = found.filter(|found| found.place.is_none()).cloned() {
+            channel.place = Some(Arc::clone(place));
+            self.store.put_channel(&channel)?;
+            self.channels.insert(id, channel);
+        }
+        Ok(())
+    }
+
+    /// A server says that a channel is not its own, or over: it gets another one, and this one may turn out
+    /// to be another server's. Whether it could still be paid through.
+    pub(in crate::payer) fn turn_away(
+        &mut self,
+        id: B256,
+        place: &Arc<str>,
+    ) -> Result<bool, PayError> {
+        let Some(mut channel) = self.channels.get(&id).cloned() else {
+            return Ok(false);
+        };
+        let is_over = matches!(channel.state, ChannelState::Closing | ChannelState::Closed);
+        if channel.place.as_ref() == Some(place) {
+            channel.place = None;
+            self.store.put_channel(&channel)?;
+            self.channels.insert(id, channel);
+        }
+        self.turned_away.insert((id, Arc::clone(place)));
+        Ok(!is_over)
+    }
+
     /// A deposit is there, by the payee's word: it served, or took the voucher.
     pub(in crate::payer) fn accept(&mut self, channel: B256, nonce: B256) -> Result<(), PayError> {
-        let Some(mut channel) = self.channels.get(&channel).copied() else {
+        let Some(mut channel) = self.channels.get(&channel).cloned() else {
             return Ok(());
         };
         let pending = self.store.pending_deposit(channel.id)?;
@@ -35,7 +73,7 @@ impl Books {
         found: Option<&EscrowChannel>,
         now: u64,
     ) -> Result<(), PayError> {
-        let Some(mut channel) = self.channels.get(&id).copied() else {
+        let Some(mut channel) = self.channels.get(&id).cloned() else {
             return Ok(());
         };
         let pending = self.store.pending_deposit(id)?;
@@ -87,6 +125,7 @@ impl Books {
         let channel = Channel {
             id,
             payee: found.payee,
+            place: None,
             salt: None,
             deposit: found.deposit,
             signed: found.settled,
@@ -107,7 +146,7 @@ impl Books {
         amount: u128,
         spent: u128,
     ) -> Result<(), PayError> {
-        let Some(mut channel) = self.channels.get(&id).copied() else {
+        let Some(mut channel) = self.channels.get(&id).cloned() else {
             return Ok(());
         };
         if amount > channel.signed {
@@ -121,7 +160,7 @@ impl Books {
 
     /// No more is paid on a channel: what is due on it. Refused while requests run.
     pub(in crate::payer) fn close(&mut self, id: B256) -> Result<u128, PayError> {
-        let channel = self.channels.get(&id).copied();
+        let channel = self.channels.get(&id).cloned();
         let mut channel = channel.ok_or(PayError::NoChannel)?;
         if self.is_busy(id) {
             return Err(PayError::Busy);
@@ -131,8 +170,9 @@ impl Books {
         }
         channel.state = ChannelState::Closing;
         self.store.put_channel(&channel)?;
+        let due = channel.due;
         self.channels.insert(id, channel);
-        Ok(channel.due)
+        Ok(due)
     }
 }
 
