@@ -166,7 +166,8 @@ def request_auth(used, found, body, nonce):
 
 def test_a_credential_that_is_bound_to_its_request_serves_nobody_else(used):
     bound = Channel(used.payer, used.request)
-    receipt(pay(bound.open(DEPOSIT, HALF)))
+    # Paid ahead: what binds the channel is no new money.
+    receipt(pay(bound.open(DEPOSIT, DEPOSIT)))
     found = challenge()
     body = json.dumps(ask(max_tokens=1)).encode()
     payload = bound.update(DEPOSIT) | {"requestAuth": request_auth(bound, found, body, os.urandom(32))}
