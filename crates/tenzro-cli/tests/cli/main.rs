@@ -3,6 +3,7 @@
 mod chat;
 mod download;
 mod ledger;
+mod liar;
 mod mistakes;
 mod node;
 mod payments;
