@@ -39,9 +39,12 @@ pub(crate) type Channels = BTreeMap<B256, ViewedChannel>;
 /// See the module header.
 pub(crate) struct ChannelViews {
     ledger: Ledger,
-    views: SyncMutex<HashMap<(Address, bool), Arc<Mutex<View>>>>,
+    views: SyncMutex<Views>,
     readers: Semaphore,
 }
+
+/// By address, and whether it is the payee.
+type Views = HashMap<(Address, bool), Arc<Mutex<View>>>;
 
 #[derive(Debug)]
 struct View {

@@ -9,6 +9,7 @@
 mod channels;
 mod chat;
 mod params;
+mod payee_check;
 mod reads;
 mod stats;
 mod writes;

@@ -177,6 +177,11 @@ pub fn earnings(home: &Home, provider: Address) -> Result<Earnings, BooksError> 
     tenzro_payments::books::earnings(&Place::of(home, provider).file())
 }
 
+/// Whether a wallet was ever open for payments in that home.
+pub(crate) fn has_books(home: &Home, provider: Address) -> bool {
+    Place::of(home, provider).file().exists()
+}
+
 /// Where a wallet's books are.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {

@@ -223,6 +223,11 @@ async fn call(
                 .hint("tenzro-cli channel close CHANNEL --force closes it without the provider")
                 .into()
         }
+        NodeError::Rpc(refused) if refused.message.contains("are needed") => Failure::new(
+            error.to_string(),
+        )
+        .hint("tenzro-cli wallet faucet on development ledgers, else send TNZO to this wallet")
+        .into(),
         _ => explain_node(error),
     })
 }

@@ -8,6 +8,11 @@ use super::Home;
 
 /// A provider with its node and a paid model server, and a consumer with a node of its own on the same ledger.
 pub(super) fn market() -> (Home, Home) {
+    market_with(&["--port", "0"])
+}
+
+/// With more arguments for the model server.
+pub(super) fn market_with(more: &[&str]) -> (Home, Home) {
     let mut provider = Home::with_model();
     let ledger = provider.start_node(&[]);
     provider.ok(&["wallet", "faucet"]);
@@ -18,7 +23,16 @@ pub(super) fn market() -> (Home, Home) {
     ] {
         provider.ok(&step.split(' ').collect::<Vec<_>>());
     }
-    provider.serve(&["--ctx-size", "512", "--remote"]);
+    let serve = [
+        "model",
+        "serve",
+        "smollm2-135m",
+        "--threads",
+        "1",
+        "--ctx-size",
+        "512",
+    ];
+    provider.ok(&[&serve[..], &["--remote", "--detach"], more].concat());
     let mut consumer = Home::new();
     consumer.start_node(&["--chain", &ledger]);
     consumer.ok(&["wallet", "faucet"]);
@@ -46,7 +60,7 @@ fn call(home: &Home, method: &str, params: Value) -> Result<Value, NodeError> {
     runtime.block_on(node.call(method, params))
 }
 
-const QUESTION: [&str; 9] = [
+pub(super) const QUESTION: [&str; 9] = [
     "chat",
     "--model",
     "smollm2-135m",
@@ -307,7 +321,20 @@ fn what_the_wallet_or_its_owner_does_not_allow_is_said_with_the_next_step() {
     let (_provider, consumer) = market();
     let ask = [&QUESTION[..], &["Hello"]].concat();
     let own = address(&consumer);
-    let cases: [(&[&str], i32, &str); 6] = [
+    let someone = "0x00000000000000000000000000000000000000aa";
+    let cases: [(&[&str], i32, &str); 7] = [
+        (
+            &[
+                "channel",
+                "open",
+                "--provider",
+                someone,
+                "--amount",
+                "20001",
+            ],
+            1,
+            "20001 are needed\nhint: tenzro-cli wallet faucet",
+        ),
         (
             &["channel", "open", "--provider", &own, "--amount", "1"],
             1,
@@ -346,7 +373,6 @@ fn what_the_wallet_or_its_owner_does_not_allow_is_said_with_the_next_step() {
         assert_eq!(done.stdout, "", "{arguments:?}: errors are no data");
     }
 
-    let someone = "0x00000000000000000000000000000000000000aa";
     consumer.ok(&["wallet", "send", "--to", someone, "--amount", "20000"]);
     let poor = consumer.run(&ask);
     assert_eq!(poor.code, Some(1), "{}", poor.stdout);

@@ -4,6 +4,7 @@ mod channels;
 mod chat;
 mod download;
 mod ledger;
+mod liar;
 mod mistakes;
 mod node;
 mod payments;

@@ -13,12 +13,13 @@ use tenzro_protocol::network::{EndpointInfo, EndpointStatus, Missing};
 use super::params::{AddressParam, read};
 use super::{NodeRpc, from_ledger, internal};
 use crate::directory::Probes;
+use crate::sale::{earnings, has_books};
 
 /// How long what the books say is told again: they are read as a whole.
 const EARNINGS: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// The last look at the books of the node's own wallet.
-pub(crate) type LastEarnings = std::sync::Mutex<Option<(Instant, Earnings)>>;
+/// The last look at a wallet's books.
+pub(crate) type LastEarnings = std::sync::Mutex<Option<(Address, Instant, Earnings)>>;
 
 impl NodeRpc {
     pub(super) async fn provider_stats(&self, params: Value) -> Result<Value, RpcError> {
@@ -90,26 +91,27 @@ impl NodeRpc {
         of.fold(Probes::default(), |sum, one| sum.and(one))
     }
 
-    /// What the books of the node's own wallet say; others' are not here.
+    /// What the books of a wallet of this home say; others' are not here.
     async fn earnings_of(&self, provider: Address) -> Result<Option<Earnings>, RpcError> {
         let own = self.account.as_ref().map(|account| account.address());
-        if own != Some(provider) {
+        if own != Some(provider) && !has_books(&self.home, provider) {
             return Ok(None);
         }
         let last = || {
             let last = self.earnings.lock();
             last.unwrap_or_else(std::sync::PoisonError::into_inner)
         };
-        if let Some((at, known)) = &*last()
+        if let Some((of, at, known)) = &*last()
+            && *of == provider
             && at.elapsed() < EARNINGS
         {
             return Ok(Some(known.clone()));
         }
         let home = self.home.clone();
-        let read = tokio::task::spawn_blocking(move || crate::sale::earnings(&home, provider));
-        let earnings = read.await.map_err(internal)?.map_err(internal)?;
-        *last() = Some((Instant::now(), earnings.clone()));
-        Ok(Some(earnings))
+        let read = tokio::task::spawn_blocking(move || earnings(&home, provider));
+        let found = read.await.map_err(internal)?.map_err(internal)?;
+        *last() = Some((provider, Instant::now(), found.clone()));
+        Ok(Some(found))
     }
 
     /// Answers that this node paid for itself.

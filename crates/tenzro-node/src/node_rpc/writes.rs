@@ -7,7 +7,7 @@ use tenzro_api::Caller;
 use tenzro_ledger::registry::endpoint_id;
 use tenzro_ledger::{
     Account, Address, B256, Offer, Operations, SendError, TransactionReceipt, TransportError,
-    recipient, sender, stopped_endpoints, submit,
+    recipient, stopped_endpoints, submit,
 };
 use tenzro_protocol::json_rpc::{RpcError, code};
 use tenzro_protocol::model_id;
@@ -19,7 +19,6 @@ use super::params::{
     SignedParam, SignedTransactions, StakeParam, StopParam, check_role, read, required,
 };
 use super::{NodeRpc, from_ledger, internal, not_operator, unavailable};
-use crate::closing::{self, Seller};
 use crate::directory::{LocalEndpoint, meta, provider_info};
 use crate::probe::{Found, ProbeError};
 
@@ -219,48 +218,6 @@ impl NodeRpc {
         });
         extend(&mut result, more);
         Ok(result)
-    }
-
-    /// Whoever would be paid by the ledger has to be whom the endpoint asks to pay. Without a price on the
-    /// ledger it cannot ask yet.
-    async fn check_payment(
-        &self,
-        transactions: &SignedTransactions,
-        model: &str,
-        base_url: &str,
-    ) -> Result<(), RpcError> {
-        let signed = transactions.first().map(|raw| {
-            let signer = sender(raw, self.ledger.chain_id());
-            let named = |reason| format!("signed_transactions: {reason}");
-            signer.map_err(|reason| RpcError::invalid_params(named(reason)))
-        });
-        let provider = match signed {
-            Some(signer) => signer?,
-            None => self.own_address()?,
-        };
-        let priced = self.ledger.pricing_now(provider, model).await;
-        if priced.map_err(from_ledger)?.is_none() {
-            return Ok(());
-        }
-        let seller = Seller {
-            base_url: base_url.to_owned(),
-            model: model.to_owned(),
-            payee: provider,
-        };
-        let market = closing::market(&self.ledger);
-        match closing::terms(&self.prober, &seller, &market).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let message = format!(
-                    "endpoint: {base_url} does not ask to be paid to {provider}, who has a price for \
-                     {model}: {error}"
-                );
-                Err(RpcError::new(code::ENDPOINT, message).hint(
-                    "serve it with tenzro-cli model serve --remote and that wallet; after a price was \
-                     set, wait some seconds",
-                ))
-            }
-        }
     }
 
     fn serve_locally(&self, found: Found, base_url: String) -> Result<Value, RpcError> {
