@@ -150,7 +150,7 @@ async fn pay_beside(
             Ok(()) => continue,
             Err(error) => error,
         };
-        tracing::warn!(base_url = client.inner.base_url, %error, "a stream is not paid any further");
+        tracing::warn!(base_url = &*client.inner.base_url, %error, "a stream is not paid any further");
         stop.send_replace(Some(error));
         return;
     }
