@@ -39,9 +39,12 @@ pub(crate) type Channels = BTreeMap<B256, ViewedChannel>;
 /// See the module header.
 pub(crate) struct ChannelViews {
     ledger: Ledger,
-    views: SyncMutex<HashMap<(Address, bool), Arc<Mutex<View>>>>,
+    views: SyncMutex<HashMap<Side, Arc<Mutex<View>>>>,
     readers: Semaphore,
 }
+
+/// An address, and whether as a payee.
+type Side = (Address, bool);
 
 #[derive(Debug)]
 struct View {
