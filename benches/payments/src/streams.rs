@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::StreamExt;
-use tenzro_ledger::{B256, Ledger, connect};
+use tenzro_ledger::{B256, Ledger, PrivateKeySigner, connect};
 use tenzro_node::openai_client::{Chunks, OpenAiClient};
 use tenzro_node::paying_client::PayingClient;
 use tenzro_node::{LedgerView, NodeClient};
@@ -77,7 +77,8 @@ impl Provider {
             limits: Limits::default(),
             clock: unix_now,
         };
-        let payer = Payer::open(payer, Arc::new(LedgerView(ledger)))?;
+        let wallet = PrivateKeySigner::from_bytes(key)?;
+        let payer = Payer::open(payer, Arc::new(LedgerView::new(ledger, wallet)))?;
         let expected = Expected {
             payee: arguments.provider,
             model: arguments.model.clone(),

@@ -26,7 +26,7 @@ pub(crate) struct Till {
 
 impl Till {
     /// Whoever has the operator token is served for free.
-    pub(crate) fn new(payee: Payee, operator_token: &str) -> Arc<dyn Billing> {
+    pub(crate) fn shared(payee: Payee, operator_token: &str) -> Arc<dyn Billing> {
         let operator_hash = token_hash(operator_token);
         Arc::new(Self {
             payee,
@@ -77,7 +77,7 @@ impl Purse for OpenPurse {
             is_stream: order.is_stream,
             budget: order.budget,
         };
-        let meter = self.0.begin(order).map_err(refusal)?;
+        let meter = self.0.begin(order).map_err(|refused| refusal(*refused))?;
         Ok(Box::new(RunningMeter {
             meter,
             has_failed: false,

@@ -7,12 +7,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tenzro_ledger::channels::{
-    Authorization, Change, Channel, ChannelFollower, ChannelRefusal, ChannelTerms, Escrow as Place,
-    Funding, OpenRequest, Party, RowOutcome, Settlement, TopUpRequest, channel_events,
+    Authorization, Channel, ChannelFollower, ChannelRefusal, ChannelTerms, Escrow as Place,
+    Funding, OpenRequest, Party, RowOutcome, Settlement, TopUpRequest,
 };
 use tenzro_ledger::{Account, Address, B256, Ledger, LedgerError, Operations, SendError};
 use tenzro_payments::escrow::{Escrow, EscrowChannel, EscrowError, Settled, SignedDeposit};
-use tenzro_payments::payer::PayerLedger;
 use tenzro_payments::voucher::Voucher;
 use tenzro_payments::wire;
 use tokio::sync::Mutex;
@@ -93,11 +92,7 @@ impl Escrow for LedgerEscrow {
     }
 
     fn check(&self, deposit: &SignedDeposit) -> Result<(), String> {
-        let refused = |refusal: ChannelRefusal| refusal.to_string();
-        match Request::of(deposit, self.account.address(), &self.place)? {
-            Request::Open(request) => request.verify(&self.place).map_err(refused),
-            Request::TopUp(request) => request.verify(&self.place).map_err(refused),
-        }
+        check_deposit(deposit, self.account.address(), &self.place)
     }
 
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
@@ -226,6 +221,19 @@ impl fmt::Debug for LedgerEscrow {
     }
 }
 
+/// Whether a deposit is signed for what it says it is for.
+pub(crate) fn check_deposit(
+    deposit: &SignedDeposit,
+    payee: Address,
+    place: &Place,
+) -> Result<(), String> {
+    let refused = |refusal: ChannelRefusal| refusal.to_string();
+    match Request::of(deposit, payee, place)? {
+        Request::Open(request) => request.verify(place).map_err(refused),
+        Request::TopUp(request) => request.verify(place).map_err(refused),
+    }
+}
+
 /// A deposit in the ledger's terms.
 enum Request {
     Open(OpenRequest),
@@ -319,40 +327,5 @@ fn unsent(error: &SendError) -> EscrowError {
             refusal == ChannelRefusal::InsufficientFunds,
         ),
         None => EscrowError::Unavailable(error.to_string()),
-    }
-}
-
-/// The ledger as a payer reads it.
-#[derive(Debug, Clone)]
-pub struct LedgerView(pub Ledger);
-
-impl PayerLedger for LedgerView {
-    fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
-        async move {
-            let found = self.0.channel_now(id).await.map_err(unreadable)?;
-            Ok(found.map(|channel| escrow_channel(&channel)))
-        }
-        .boxed()
-    }
-
-    fn balance(&self, owner: Address) -> BoxFuture<'_, Result<u128, EscrowError>> {
-        async move {
-            let balance = self.0.balance(owner).await.map_err(unreadable)?;
-            Ok(tenzro_ledger::wei(balance).0)
-        }
-        .boxed()
-    }
-
-    fn channels_of(&self, payer: Address) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>> {
-        async move {
-            let first = self.0.addresses().first_block;
-            let events = channel_events(&self.0, Party::Payer(payer), first, u64::MAX).await;
-            let events = events.map_err(unreadable)?;
-            let opened = events
-                .iter()
-                .filter(|event| matches!(event.change, Change::Opened { .. }));
-            Ok(opened.map(|event| event.id).collect())
-        }
-        .boxed()
     }
 }

@@ -28,6 +28,7 @@ mod node_client;
 mod node_rpc;
 pub mod openai_client;
 mod operator_token;
+mod payer_ledger;
 pub mod paying_client;
 mod probe;
 mod registration;
@@ -36,7 +37,6 @@ mod servers;
 mod upstream;
 
 pub use directory::{pricing_info, provider_info};
-pub use escrow::LedgerView;
 pub use home::{Home, replace_file};
 pub use ledger_source::{EMBEDDED, LedgerSourceError};
 pub use model_server::{ModelServer, ServeOptions, Source, StartError};
@@ -44,6 +44,7 @@ pub use network::{Network, NetworkError};
 pub use node::{Node, NodeStartError};
 pub use node_client::{NodeClient, NodeError};
 pub use operator_token::operator_token;
+pub use payer_ledger::LedgerView;
 pub use registration::{Recorded, Registration, RegistrationError, forget};
 pub use sale::{Goods, Sale, SaleError, earnings};
 pub use servers::{

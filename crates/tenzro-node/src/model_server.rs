@@ -290,7 +290,7 @@ impl ModelServer {
         let billing = match &options.sale {
             Some(sale) => {
                 let token = ensure_operator_token(home).map_err(registry)?;
-                Some(Till::new(sale.payee().clone(), &token))
+                Some(Till::shared(sale.payee().clone(), &token))
             }
             None => None,
         };

@@ -24,7 +24,6 @@ use tokio::task::JoinHandle;
 use crate::channel_view::ChannelViews;
 use crate::config::Config;
 use crate::directory::LocalEndpoint;
-use crate::escrow::LedgerView;
 use crate::health::Health;
 use crate::ledger_source::{self, LedgerSource, LedgerSourceError};
 use crate::local_endpoints::LocalEndpoints;
@@ -32,6 +31,7 @@ use crate::model_server::{reachable, unix_seconds};
 use crate::network_inference::NetworkInference;
 use crate::node_rpc::{LastEarnings, NodeRpc};
 use crate::operator_token::ensure_operator_token;
+use crate::payer_ledger::LedgerView;
 use crate::probe::Prober;
 use crate::sale::Place;
 use crate::servers::{NodeRecord, Servers, Slot, running_node};
@@ -240,7 +240,8 @@ fn payer(config: &Config, ledger: &Ledger, account: &Account) -> Result<Payer, N
         },
         clock: unix_now,
     };
-    Ok(Payer::open(payer, Arc::new(LedgerView(ledger.clone())))?)
+    let view = LedgerView::new(ledger.clone(), account.signer().clone());
+    Ok(Payer::open(payer, Arc::new(view))?)
 }
 
 /// Model servers that started before the node are local endpoints like those that start later.

@@ -44,6 +44,8 @@ const MARGIN_SECONDS: u64 = 15;
 const PROBLEM_BYTES_MAX: usize = 64 << 10;
 /// Time for a voucher to be taken.
 const VOUCHER: Duration = Duration::from_secs(10);
+/// How long a voucher waits at most where the server has no time for it, and how long where it does not say.
+const BUSY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
 /// How often, and how long each time, text of other answers is waited for.
 const BEHIND: (u32, Duration) = (5, Duration::from_millis(100));
 /// Where vouchers go that belong to a running stream, below `/v1`.
@@ -254,8 +256,9 @@ impl PayingClient {
         let inner = &self.inner;
         let path = format!("/v1/{VOUCHERS}");
         let hash = request_hash("POST", &path, b"");
-        // The second time with a new challenge: a stream may last longer than the first one.
-        for _ in 0..2 {
+        // Once more with a new challenge: a stream may last longer than the first one.
+        let (mut is_renewed, mut has_waited) = (false, false);
+        loop {
             let answer = request.on_need_voucher(need, hash).await?;
             let end = match answer.is_overbill {
                 true => Err(PayError::Overbilled {
@@ -276,13 +279,29 @@ impl PayingClient {
                 return Ok(end?);
             }
             drop(credential);
-            if response.status() != StatusCode::PAYMENT_REQUIRED {
-                return Err(refusal(check(response).await));
+            if response.status() == StatusCode::PAYMENT_REQUIRED {
+                if is_renewed {
+                    let reason = "it does not take the voucher that it asks for";
+                    return Err(ClientError::Protocol(reason.to_owned()));
+                }
+                request.renew(self.offered(&response)?)?;
+                is_renewed = true;
+                continue;
             }
-            request.renew(self.offered(&response)?)?;
+            let error = refusal(check(response).await);
+            match error {
+                ClientError::Server {
+                    status: 429,
+                    retry_after,
+                    ..
+                } if !has_waited => {
+                    let (most, unsaid) = BUSY;
+                    tokio::time::sleep(retry_after.unwrap_or(unsaid).min(most)).await;
+                    has_waited = true;
+                }
+                error => return Err(error),
+            }
         }
-        let reason = "it does not take the voucher that it asks for";
-        Err(ClientError::Protocol(reason.to_owned()))
     }
 }
 

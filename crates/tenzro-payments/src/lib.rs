@@ -12,7 +12,6 @@
 //! Decisions are plain functions on plain values: `channel.rs` for the payee, `budget.rs` and `audit.rs` for
 //! the payer.
 
-pub mod authorization;
 pub mod books;
 mod challenge;
 pub mod channel;

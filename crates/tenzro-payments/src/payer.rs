@@ -42,7 +42,6 @@ use self::budget::{DepositRefused, Limits, Period};
 use self::store::Store;
 use self::terms::{Market, Terms, TermsError};
 use self::worker::Worker;
-use crate::authorization::TokenDomain;
 use crate::escrow::EscrowError;
 use crate::signature::Signer;
 use crate::wire::Payload;
@@ -59,7 +58,7 @@ pub struct PayerConfig {
     pub path: PathBuf,
     /// The escrow and the token.
     pub market: Market,
-    /// The wallet. It signs vouchers as well.
+    /// The wallet, which is the ledger's as well. It signs vouchers itself.
     pub signer: Signer,
     /// What may be spent.
     pub limits: Limits,
@@ -185,14 +184,16 @@ pub struct Payer {
 struct Inner {
     worker: Worker,
     market: Market,
-    token: TokenDomain,
     signer: Signer,
     limits: Limits,
     ledger: Arc<dyn PayerLedger>,
     clock: fn() -> u64,
     /// By payee and server: who has it may make a deposit, until the payee has answered.
-    deposits: Mutex<HashMap<(Address, Arc<str>), Arc<AsyncMutex<()>>>>,
+    deposits: Mutex<HashMap<Server, Arc<AsyncMutex<()>>>>,
 }
+
+/// A payee, and the base URL of one of its model servers.
+type Server = (Address, Arc<str>);
 
 impl Payer {
     /// Opens the books. Requests that ran when they were closed count as lost.
@@ -210,7 +211,6 @@ impl Payer {
         let worker = Worker::start(books, clock).map_err(|_| PayError::Machine("thread"))?;
         let inner = Inner {
             worker,
-            token: TokenDomain::new(domain.chain_id, market.token),
             market,
             signer,
             limits,

@@ -188,6 +188,7 @@ pub struct TopUp {
 /// How more money gets into a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
+#[allow(clippy::large_enum_variant, reason = "boxed with what it is in")]
 pub enum TopUpDeposit {
     /// The payee submits the authorization.
     Authorization {

@@ -200,3 +200,34 @@ impl Escrow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn m03_authorizations_mean_nothing_on_another_chain_for_another_token_or_escrow() {
+        let escrow = Escrow {
+            chain_id: 1337,
+            address: Address::repeat_byte(0xe5),
+            token: Address::repeat_byte(0x5f),
+        };
+        let signer = PrivateKeySigner::from_bytes(&B256::repeat_byte(1)).expect("a key");
+        let signed = Authorization::sign(&signer, &escrow, 1, B256::ZERO, 2);
+        assert!(signed.is_signed(&escrow));
+        let address = Address::ZERO;
+        for other in [
+            Escrow {
+                chain_id: 1338,
+                ..escrow
+            },
+            Escrow { address, ..escrow },
+            Escrow {
+                token: address,
+                ..escrow
+            },
+        ] {
+            assert!(!signed.is_signed(&other), "{other:?}");
+        }
+    }
+}

@@ -141,10 +141,10 @@ impl Purse {
     }
 
     /// As [`Self::start`], with the refusal in the terms of HTTP.
-    pub fn begin(&self, order: Order) -> Result<Meter, super::Refused> {
+    pub fn begin(&self, order: Order) -> Result<Meter, Box<super::Refused>> {
         let id = self.cell.lock().channel.id;
         let started = self.start(order);
-        started.map_err(|refusal| self.payee.refuse(&refusal, Some(id)))
+        started.map_err(|refusal| Box::new(self.payee.refuse(&refusal, Some(id))))
     }
 }
 

@@ -13,7 +13,6 @@ use super::request::Entry;
 use super::store::Deposit;
 use super::terms::Terms;
 use super::{Inner, PayError};
-use crate::authorization::{ChannelParameters, top_up_nonce};
 
 /// Seconds that a signed deposit can be submitted for.
 const AUTHORIZATION_SECONDS: u64 = 900;
@@ -134,7 +133,6 @@ impl Inner {
         if !terms.takes_authorizations {
             return Err(PayError::NoDeposits);
         }
-        let payee = terms.payee;
         if let Some(deposit) = pending {
             self.reconcile(deposit.channel).await?;
             let still =
@@ -162,22 +160,12 @@ impl Inner {
         };
         let amount = budget::deposit(&self.limits, &request)?;
         let salt = random()?;
-        let parameters = ChannelParameters {
-            payer: own,
-            payee,
-            token: self.market.token,
-            salt,
-            authorized_signer: Address::ZERO,
-        };
-        let (id, nonce) = match &channel {
-            None => (parameters.id(&self.market.domain), parameters.open_nonce()),
-            Some(channel) => (channel.id, top_up_nonce(channel.id, amount, own, salt)),
-        };
+        let is_open = channel.is_none();
+        let id = channel.map(|channel| channel.id);
         let deposit = Deposit {
-            nonce,
-            channel: id,
-            is_open: channel.is_none(),
             salt,
+            channel: id.unwrap_or_else(|| self.ledger.channel_id(terms.payee, salt)),
+            is_open,
             amount,
             valid_before: (self.clock)().saturating_add(AUTHORIZATION_SECONDS),
         };

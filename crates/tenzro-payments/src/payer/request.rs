@@ -81,7 +81,7 @@ impl Credential {
                 books.settle_down(channel, &place)?;
             }
             match deposit {
-                Some(Deposit { channel, nonce, .. }) => books.accept(channel, nonce),
+                Some(Deposit { channel, salt, .. }) => books.accept(channel, salt),
                 None => Ok(()),
             }
         };
@@ -410,14 +410,17 @@ impl PaidRequest {
 
     fn authorize(&self, deposit: &Deposit) -> (Authorization, Signature) {
         let Deposit {
+            channel,
+            is_open,
+            salt,
             amount,
             valid_before,
-            nonce,
-            ..
         } = *deposit;
-        let escrow = self.inner.market.domain.escrow;
-        let token = &self.inner.token;
-        token.sign(&self.inner.signer, escrow, amount, valid_before, nonce)
+        let ledger = &self.inner.ledger;
+        match is_open {
+            true => ledger.sign_open(self.payee, salt, amount, valid_before),
+            false => ledger.sign_top_up(channel, salt, amount, valid_before),
+        }
     }
 }
 

@@ -35,10 +35,9 @@ CREATE TABLE channel (
   state TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE deposit (
-  nonce BLOB PRIMARY KEY,      -- of the authorization
+  salt BLOB PRIMARY KEY,       -- makes the authorization's nonce a new one
   channel BLOB NOT NULL,
   is_open INTEGER NOT NULL,    -- opens the channel, or adds to it
-  salt BLOB NOT NULL,
   amount BLOB NOT NULL,
   valid_before INTEGER NOT NULL,
   state TEXT NOT NULL          -- pending, done, dead
@@ -84,10 +83,10 @@ impl From<rusqlite::Error> for StoreError {
 /// A signed deposit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Deposit {
-    pub(super) nonce: B256,
+    /// Makes it a new one.
+    pub(super) salt: B256,
     pub(super) channel: B256,
     pub(super) is_open: bool,
-    pub(super) salt: B256,
     pub(super) amount: u128,
     /// Unix seconds.
     pub(super) valid_before: u64,
@@ -222,7 +221,7 @@ impl Store {
         let found = self
             .conn
             .prepare_cached(
-                "SELECT nonce, channel, is_open, salt, amount, valid_before FROM deposit
+                "SELECT salt, channel, is_open, amount, valid_before FROM deposit
                  WHERE channel = ?1 AND state = 'pending'",
             )?
             .query_row([channel.as_slice()], deposit_row)
@@ -247,14 +246,13 @@ impl Store {
     pub(super) fn put_deposit(&self, deposit: &Deposit) -> Result<(), StoreError> {
         self.conn
             .prepare_cached(
-                "INSERT INTO deposit (nonce, channel, is_open, salt, amount, valid_before, state)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'pending') ON CONFLICT (nonce) DO NOTHING",
+                "INSERT INTO deposit (salt, channel, is_open, amount, valid_before, state)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'pending') ON CONFLICT (salt) DO NOTHING",
             )?
             .execute(params![
-                deposit.nonce.as_slice(),
+                deposit.salt.as_slice(),
                 deposit.channel.as_slice(),
                 deposit.is_open,
-                deposit.salt.as_slice(),
                 deposit.amount.to_be_bytes(),
                 seconds(deposit.valid_before),
             ])?;
@@ -262,12 +260,12 @@ impl Store {
     }
 
     /// `false` where it was not pending.
-    pub(super) fn end_deposit(&self, nonce: B256, is_there: bool) -> Result<bool, StoreError> {
+    pub(super) fn end_deposit(&self, salt: B256, is_there: bool) -> Result<bool, StoreError> {
         let state = if is_there { "done" } else { "dead" };
         let changed = self
             .conn
-            .prepare_cached("UPDATE deposit SET state = ?2 WHERE nonce = ?1 AND state = 'pending'")?
-            .execute(params![nonce.as_slice(), state])?;
+            .prepare_cached("UPDATE deposit SET state = ?2 WHERE salt = ?1 AND state = 'pending'")?
+            .execute(params![salt.as_slice(), state])?;
         Ok(changed == 1)
     }
 
@@ -314,12 +312,11 @@ fn channel_row(row: &Row<'_>) -> rusqlite::Result<Channel> {
 
 fn deposit_row(row: &Row<'_>) -> rusqlite::Result<Deposit> {
     Ok(Deposit {
-        nonce: row.get::<_, [u8; 32]>(0)?.into(),
+        salt: row.get::<_, [u8; 32]>(0)?.into(),
         channel: row.get::<_, [u8; 32]>(1)?.into(),
         is_open: row.get(2)?,
-        salt: row.get::<_, [u8; 32]>(3)?.into(),
-        amount: amount(row, 4)?,
-        valid_before: row.get::<_, i64>(5)?.cast_unsigned(),
+        amount: amount(row, 3)?,
+        valid_before: row.get::<_, i64>(4)?.cast_unsigned(),
     })
 }
 

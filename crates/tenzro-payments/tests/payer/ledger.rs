@@ -1,12 +1,18 @@
-//! A ledger in memory: channels and one wallet.
+//! A ledger in memory: channels and one wallet. What is signed for the real one is in tenzro-ledger's tests.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, U256, keccak256};
+use alloy::sol_types::SolValue;
 use futures::future::BoxFuture;
 use tenzro_payments::escrow::{EscrowChannel, EscrowError};
 use tenzro_payments::payer::PayerLedger;
+use tenzro_payments::signature::Signature;
+use tenzro_payments::wire::Authorization;
+use tenzro_protocol::amount::Wei;
+
+use super::payee::{market, signer};
 
 /// See the module header.
 #[derive(Debug)]
@@ -84,7 +90,69 @@ impl Ledger {
     }
 }
 
+/// Of the wallet's channel to a payee.
+pub(crate) fn channel_id(payee: Address, salt: B256) -> B256 {
+    keccak256((payee, salt).abi_encode())
+}
+
+/// What binds a deposit to its channel.
+pub(crate) fn deposit_nonce(channel: B256, salt: B256, opens: bool) -> B256 {
+    keccak256((channel, salt, opens).abi_encode())
+}
+
+/// What the wallet signs.
+pub(crate) fn deposit_digest(authorization: &Authorization) -> B256 {
+    let Authorization {
+        from,
+        to,
+        value,
+        valid_after,
+        valid_before,
+        nonce,
+    } = authorization;
+    keccak256((from, to, value.0, valid_after, valid_before, nonce).abi_encode())
+}
+
+fn sign(amount: u128, valid_before: u64, nonce: B256) -> (Authorization, Signature) {
+    let wallet = signer(1);
+    let authorization = Authorization {
+        from: wallet.address(),
+        to: market().domain.escrow,
+        value: Wei(amount),
+        valid_after: U256::ZERO,
+        valid_before: U256::from(valid_before),
+        nonce,
+    };
+    let signature = wallet.sign(deposit_digest(&authorization));
+    (authorization, signature)
+}
+
 impl PayerLedger for Ledger {
+    fn channel_id(&self, payee: Address, salt: B256) -> B256 {
+        channel_id(payee, salt)
+    }
+
+    fn sign_open(
+        &self,
+        payee: Address,
+        salt: B256,
+        amount: u128,
+        valid_before: u64,
+    ) -> (Authorization, Signature) {
+        let nonce = deposit_nonce(channel_id(payee, salt), salt, true);
+        sign(amount, valid_before, nonce)
+    }
+
+    fn sign_top_up(
+        &self,
+        channel: B256,
+        salt: B256,
+        amount: u128,
+        valid_before: u64,
+    ) -> (Authorization, Signature) {
+        sign(amount, valid_before, deposit_nonce(channel, salt, false))
+    }
+
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
         Box::pin(async move { Ok(self.get(id)) })
     }

@@ -7,7 +7,6 @@ use alloy::primitives::{Address, B256};
 use mpp::protocol::core::Base64UrlJson;
 use mpp::{PaymentChallenge, parse_authorization};
 use serde_json::json;
-use tenzro_payments::authorization::{ChannelParameters, TokenDomain, top_up_nonce};
 use tenzro_payments::payer::Credential;
 use tenzro_payments::payer::terms::{Expected, Market, Terms};
 use tenzro_payments::price::{Pricing, Tokens};
@@ -18,7 +17,7 @@ use tenzro_payments::wire::{
 };
 use tenzro_protocol::amount::Wei;
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, channel_id, deposit_digest, deposit_nonce};
 
 pub(crate) const NOW: u64 = 1_800_000_000;
 pub(crate) const WINDOW: u32 = 32;
@@ -164,15 +163,8 @@ impl Payee {
                     ..
                 } = &open.deposit
                 {
-                    let parameters = ChannelParameters {
-                        payer,
-                        payee: self.signer.address(),
-                        token: market().token,
-                        salt: open.salt,
-                        authorized_signer: Address::ZERO,
-                    };
-                    assert_eq!(parameters.id(&domain), id);
-                    assert_eq!(authorization.nonce, parameters.open_nonce());
+                    assert_eq!(channel_id(self.signer.address(), open.salt), id);
+                    assert_eq!(authorization.nonce, deposit_nonce(id, open.salt, true));
                     self.deposit(id, authorization, signature, true);
                 }
                 open.request_auth.clone()
@@ -180,9 +172,7 @@ impl Payee {
             Payload::Voucher(update) => {
                 if let Some(merged) = &update.deposit {
                     let authorization = &merged.authorization;
-                    let amount = authorization.value.0;
-                    let nonce = top_up_nonce(id, amount, payer, merged.salt);
-                    assert_eq!(authorization.nonce, nonce);
+                    assert_eq!(authorization.nonce, deposit_nonce(id, merged.salt, false));
                     self.deposit(id, authorization, &merged.signature, false);
                 }
                 update.request_auth.clone()
@@ -207,8 +197,8 @@ impl Payee {
 
     fn deposit(&self, id: B256, authorization: &Authorization, signature: &Signature, opens: bool) {
         let payer = signer(1).address();
-        let token = TokenDomain::new(1337, market().token);
-        assert_eq!(token.signer(authorization, signature), Ok(payer));
+        assert_eq!(signature.signer(deposit_digest(authorization)), Ok(payer));
+        assert_eq!(authorization.from, payer);
         assert_eq!(authorization.to, market().domain.escrow);
         let parties = (payer, self.signer.address());
         // Sent twice, the second one reverts and changes nothing.

@@ -35,7 +35,13 @@ fn buy_honestly(market: &Market, fake: &FakeProvider) {
 fn error_of(answer: Answer) -> (u16, String) {
     let status = answer.status;
     let error: Value = serde_json::from_str(&answer.text()).expect("JSON");
-    (status, error["error"]["message"].as_str().unwrap_or_default().to_owned())
+    (
+        status,
+        error["error"]["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
+    )
 }
 
 #[test]
@@ -51,7 +57,10 @@ fn m08_m18_m19_a_provider_that_cheats_gets_what_arrived_and_a_window_at_most() {
         fake.till().trick = trick;
         for is_stream in [false, true] {
             let (status, message) = error_of(ask(&market, is_stream));
-            assert!(status == 502 && message.contains(reason), "{status} {message}");
+            assert!(
+                status == 502 && message.contains(reason),
+                "{status} {message}"
+            );
         }
         let call = json!({
             "jsonrpc": "2.0", "id": 1, "method": "tenzro_chat",
@@ -65,13 +74,22 @@ fn m08_m18_m19_a_provider_that_cheats_gets_what_arrived_and_a_window_at_most() {
     assert_eq!(market.balances(), (WEALTH, WEALTH - STAKE, 0));
 
     buy_honestly(&market, &fake);
-    for trick in [Trick::Overbill, Trick::Demand, Trick::BreakOff, Trick::FallSilent] {
+    for trick in [
+        Trick::Overbill,
+        Trick::Demand,
+        Trick::BreakOff,
+        Trick::FallSilent,
+    ] {
         let (before, signed) = (fake.till().earned, fake.paid());
         fake.till().trick = trick;
         let mut answer = ask(&market, true);
         assert_eq!(answer.status, 200);
         let mut streamed = Streamed::default();
-        let silent_after = if trick == Trick::FallSilent { 5 } else { u128::MAX };
+        let silent_after = if trick == Trick::FallSilent {
+            5
+        } else {
+            u128::MAX
+        };
         answer.read_pieces(&mut streamed, silent_after);
         drop(answer);
         let arrived = streamed.text.len() as u128;
@@ -84,12 +102,23 @@ fn m08_m18_m19_a_provider_that_cheats_gets_what_arrived_and_a_window_at_most() {
                 assert!(streamed.is_complete && arrived == 100, "{streamed:?}");
             }
             Trick::FallSilent => assert_eq!(arrived, 5),
-            _ => assert!(streamed.error.is_some() && !streamed.is_complete, "{streamed:?}"),
+            _ => assert!(
+                streamed.error.is_some() && !streamed.is_complete,
+                "{streamed:?}"
+            ),
         }
         let limit = signed.max(before + most(arrived));
-        assert!(fake.paid() <= limit, "{trick:?}: {} of {limit}", fake.paid());
+        assert!(
+            fake.paid() <= limit,
+            "{trick:?}: {} of {limit}",
+            fake.paid()
+        );
         if trick == Trick::Demand {
-            assert_eq!(fake.paid(), limit, "what is due and a window are given, and no more");
+            assert_eq!(
+                fake.paid(),
+                limit,
+                "what is due and a window are given, and no more"
+            );
         }
         buy_honestly(&market, &fake);
     }
@@ -100,5 +129,8 @@ fn m08_m18_m19_a_provider_that_cheats_gets_what_arrived_and_a_window_at_most() {
     let paid = fake.paid();
     let now = (WEALTH - TNZO, WEALTH - STAKE + paid, TNZO - paid);
     assert_eq!(market.balances(), now);
-    assert_eq!(rpc(&market.node, "tenzro_networkInfo", &json!([]))["chain"], "embedded");
+    assert_eq!(
+        rpc(&market.node, "tenzro_networkInfo", &json!([]))["chain"],
+        "embedded"
+    );
 }

@@ -128,9 +128,17 @@ impl FakeProvider {
     }
 
     fn on_ledger<T>(&self, act: impl AsyncFnOnce(Operations<'_>) -> T) -> T {
-        let Inner { ledger, key, handle, .. } = &*self.0;
+        let Inner {
+            ledger,
+            key,
+            handle,
+            ..
+        } = &*self.0;
         let account = Account::new(ledger.provider().clone(), ledger.chain_id(), key.clone());
-        let operations = Operations { ledger, account: &account };
+        let operations = Operations {
+            ledger,
+            account: &account,
+        };
         handle.block_on(act(operations))
     }
 
@@ -185,7 +193,11 @@ impl FakeProvider {
     fn challenge(&self, answer: &mut Stream) -> std::io::Result<()> {
         let escrow = self.0.ledger.escrow();
         let trick = self.till().trick;
-        let price = if trick == Trick::Dearer { 2 * OUTPUT } else { OUTPUT };
+        let price = if trick == Trick::Dearer {
+            2 * OUTPUT
+        } else {
+            OUTPUT
+        };
         let payee = match trick {
             Trick::OtherPayee => Address::repeat_byte(7),
             _ => self.0.key.address(),
@@ -226,7 +238,11 @@ impl FakeProvider {
     }
 
     fn open(&self, open: &Open) -> Voucher {
-        let OpenDeposit::Authorization { authorization, signature, voucher_signature } = &open.deposit
+        let OpenDeposit::Authorization {
+            authorization,
+            signature,
+            voucher_signature,
+        } = &open.deposit
         else {
             panic!("{open:?}");
         };
@@ -303,7 +319,10 @@ impl FakeProvider {
         self.demand(answer, before + due + (WINDOW - 1) * OUTPUT)?;
         let patience = Duration::from_secs(10);
         let is_short = |till: &mut Till| till.paid() < before + due;
-        let waited = self.0.changed.wait_timeout_while(self.till(), patience, is_short);
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(self.till(), patience, is_short);
         Ok(!waited.expect("unpoisoned").1.timed_out())
     }
 
@@ -358,11 +377,17 @@ struct Stream(TcpStream);
 
 impl Stream {
     fn head(&mut self, status: &str, headers: &str) -> std::io::Result<()> {
-        write!(self.0, "HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n")
+        write!(
+            self.0,
+            "HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n"
+        )
     }
 
     fn whole(&mut self, status: &str, headers: &str, body: &Value) -> std::io::Result<()> {
-        self.head(status, &format!("content-type: application/json\r\n{headers}"))?;
+        self.head(
+            status,
+            &format!("content-type: application/json\r\n{headers}"),
+        )?;
         write!(self.0, "{body}")
     }
 

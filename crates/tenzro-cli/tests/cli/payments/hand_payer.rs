@@ -2,11 +2,11 @@
 
 use mpp::PaymentChallenge;
 use mpp::protocol::core::{PaymentCredential, format_authorization, parse_www_authenticate};
-use tenzro_ledger::{Address, B256};
-use tenzro_payments::authorization::{ChannelParameters, TokenDomain};
-use tenzro_payments::signature::Signer;
+use tenzro_ledger::channels::{ChannelTerms, Escrow, OpenRequest};
+use tenzro_ledger::{Address, B256, PrivateKeySigner, U256};
+use tenzro_payments::signature::{Signature, Signer};
 use tenzro_payments::voucher::{Domain, Voucher, request_hash};
-use tenzro_payments::wire::{Open, OpenDeposit, Payload, VoucherUpdate};
+use tenzro_payments::wire::{Authorization, Open, OpenDeposit, Payload, VoucherUpdate};
 use tenzro_protocol::amount::Wei;
 
 use super::http::{Answer, post};
@@ -17,8 +17,10 @@ use super::market::{Market, Serving};
 pub(super) struct HandPayer {
     signer: Signer,
     domain: Domain,
-    token: TokenDomain,
-    parameters: ChannelParameters,
+    /// The same key, for deposits.
+    wallet: PrivateKeySigner,
+    escrow: Escrow,
+    terms: ChannelTerms,
     /// Ends in `/v1`.
     url: String,
 }
@@ -30,11 +32,10 @@ impl HandPayer {
         Self {
             signer: signer(&market.payer.to_bytes()),
             domain: Domain::new(escrow.chain_id, escrow.address),
-            token: TokenDomain::new(escrow.chain_id, escrow.token),
-            parameters: ChannelParameters {
-                payer: market.payer.address(),
+            wallet: market.payer.clone(),
+            escrow,
+            terms: ChannelTerms {
                 payee: market.payee.address(),
-                token: escrow.token,
                 salt: B256::repeat_byte(salt),
                 authorized_signer: Address::ZERO,
             },
@@ -43,32 +44,40 @@ impl HandPayer {
     }
 
     pub(super) fn id(&self) -> B256 {
-        self.parameters.id(&self.domain)
+        self.terms.id(self.wallet.address(), &self.escrow)
     }
 
     /// Asks without a payment.
     pub(super) fn challenge(&self) -> PaymentChallenge {
         let answer = post(&format!("{}/chat/completions", self.url), &[], "{}");
         assert_eq!(answer.status, 402);
-        parse_www_authenticate(answer.header("www-authenticate").expect("a challenge")).expect("read")
+        parse_www_authenticate(answer.header("www-authenticate").expect("a challenge"))
+            .expect("read")
     }
 
     /// Opens the channel with a first voucher and a request.
     pub(super) fn open(&self, deposit: u128, amount: u128, body: &str) -> Answer {
-        let nonce = self.parameters.open_nonce();
         let far = 4_000_000_000;
-        let escrow = self.domain.escrow;
-        let (authorization, signature) = self.token.sign(&self.signer, escrow, deposit, far, nonce);
+        let signed = OpenRequest::sign(&self.wallet, &self.escrow, self.terms, deposit, far);
+        let signed = signed.authorization;
+        let authorization = Authorization {
+            from: signed.from,
+            to: self.escrow.address,
+            value: Wei(signed.value),
+            valid_after: U256::from(signed.valid_after),
+            valid_before: U256::from(signed.valid_before),
+            nonce: signed.nonce,
+        };
         let payload = Payload::Open(Box::new(Open {
             channel_id: self.id(),
             deposit: OpenDeposit::Authorization {
                 authorization,
-                signature,
+                signature: Signature(signed.signature),
                 voucher_signature: self.voucher(self.id(), amount).signature,
             },
             cumulative_amount: Wei(amount),
             authorized_signer: None,
-            salt: self.parameters.salt,
+            salt: self.terms.salt,
             request_auth: None,
         }));
         self.send(&self.credential(&payload), body)
@@ -88,7 +97,9 @@ impl HandPayer {
         let challenge = self.challenge();
         let hash = request_hash("POST", "/v1/chat/completions", body.as_bytes());
         let nonce = B256::repeat_byte(nonce);
-        let auth = self.domain.sign_request(&self.signer, self.id(), &challenge.id, hash, nonce);
+        let auth = self
+            .domain
+            .sign_request(&self.signer, self.id(), &challenge.id, hash, nonce);
         let payload = Payload::Voucher(Box::new(VoucherUpdate {
             voucher: self.voucher(self.id(), amount),
             deposit: None,
@@ -99,19 +110,31 @@ impl HandPayer {
 
     /// Sends a chat with a credential.
     pub(super) fn send(&self, credential: &str, body: &str) -> Answer {
-        post(&format!("{}/chat/completions", self.url), &[("authorization", credential)], body)
+        post(
+            &format!("{}/chat/completions", self.url),
+            &[("authorization", credential)],
+            body,
+        )
     }
 
     /// Sends a voucher alone.
     pub(super) fn pay(&self, amount: u128) -> Answer {
         let credential = self.paying(amount);
-        post(&format!("{}/payments/voucher", self.url), &[("authorization", &credential)], "")
+        post(
+            &format!("{}/payments/voucher", self.url),
+            &[("authorization", &credential)],
+            "",
+        )
     }
 
     /// Has a channel closed with a last voucher: cooperatively, through its payee.
     pub(super) fn close(&self, channel: B256, amount: u128) -> Answer {
         let credential = self.credential(&Payload::Close(self.voucher(channel, amount)));
-        post(&format!("{}/payments/voucher", self.url), &[("authorization", &credential)], "")
+        post(
+            &format!("{}/payments/voucher", self.url),
+            &[("authorization", &credential)],
+            "",
+        )
     }
 
     fn voucher(&self, channel: B256, amount: u128) -> Voucher {

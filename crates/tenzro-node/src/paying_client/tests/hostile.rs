@@ -1,5 +1,7 @@
 //! Servers that lie, flood or never end.
 
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -26,15 +28,18 @@ type Answer = Arc<dyn Fn() -> Response + Send + Sync>;
 struct Liar {
     base_url: String,
     vouchers: Arc<Mutex<Vec<Value>>>,
+    /// Vouchers that it has no time for.
+    busy: Arc<AtomicU32>,
 }
 
 impl Liar {
     async fn start(answer: Answer) -> Self {
         let vouchers = Arc::new(Mutex::new(Vec::new()));
-        let noted = Arc::clone(&vouchers);
+        let busy = Arc::new(AtomicU32::new(0));
+        let (noted, left) = (Arc::clone(&vouchers), Arc::clone(&busy));
         let app = Router::new().fallback(move |request: Request| {
-            let (answer, noted) = (Arc::clone(&answer), Arc::clone(&noted));
-            async move { respond(&request, &answer, &noted) }
+            let (answer, noted, left) = (answer.clone(), noted.clone(), left.clone());
+            async move { respond(&request, &answer, &noted, &left) }
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
@@ -44,6 +49,7 @@ impl Liar {
         Self {
             base_url: format!("http://{address}/v1"),
             vouchers,
+            busy,
         }
     }
 
@@ -63,7 +69,12 @@ impl Liar {
     }
 }
 
-fn respond(request: &Request, answer: &Answer, noted: &Mutex<Vec<Value>>) -> Response {
+fn respond(
+    request: &Request,
+    answer: &Answer,
+    noted: &Mutex<Vec<Value>>,
+    busy: &AtomicU32,
+) -> Response {
     let credential = request.headers().get("authorization");
     let Some(credential) = credential.and_then(|value| value.to_str().ok()) else {
         return challenge();
@@ -72,6 +83,10 @@ fn respond(request: &Request, answer: &Answer, noted: &Mutex<Vec<Value>>) -> Res
     let channel = credential.payload["channelId"].clone();
     noted.lock().expect("unpoisoned").push(credential.payload);
     if request.uri().path() == "/v1/payments/voucher" {
+        let less = |left: u32| left.checked_sub(1);
+        if busy.fetch_update(SeqCst, SeqCst, less).is_ok() {
+            return (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "0")]).into_response();
+        }
         return StatusCode::OK.into_response();
     }
     let (parts, body) = answer().into_parts();
@@ -133,6 +148,16 @@ fn receipt(output: u32, charged: u128) -> String {
     format!("event: payment-receipt\ndata: {receipt}\n\n")
 }
 
+/// Asks for too much, and never ends by itself.
+fn greedy() -> Answer {
+    Arc::new(|| {
+        let events =
+            futures::stream::once(async { Ok::<_, axum::Error>(chunk("four") + &need(999_999)) });
+        let endless = events.chain(futures::stream::pending());
+        Response::new(Body::from_stream(endless))
+    })
+}
+
 /// The words of the error that ends a chat with that stream, and the text before it.
 async fn end_of(events: impl Fn() -> String + Send + Sync + 'static) -> (String, String) {
     let market = Market::new();
@@ -171,14 +196,7 @@ async fn m18_a_price_above_the_registered_one_is_not_paid() {
 #[tokio::test]
 async fn m08_a_demand_beyond_the_limit_gets_the_limit_and_ends_the_stream() {
     let market = Market::new();
-    // Never ends by itself.
-    let answer: Answer = Arc::new(|| {
-        let events =
-            futures::stream::once(async { Ok::<_, axum::Error>(chunk("four") + &need(999_999)) });
-        let endless = events.chain(futures::stream::pending());
-        Response::new(Body::from_stream(endless))
-    });
-    let liar = Liar::start(answer).await;
+    let liar = Liar::start(greedy()).await;
     let chunks = liar.client(&market).chat(&chat()).await.expect("it begins");
     let (text, error) = text(chunks).await;
     assert_eq!(text, "four");
@@ -192,6 +210,26 @@ async fn m08_a_demand_beyond_the_limit_gets_the_limit_and_ends_the_stream() {
         other => panic!("{other:?}"),
     }
     assert_eq!(liar.amounts().last(), Some(&limit.to_string()));
+}
+
+#[tokio::test]
+async fn a_voucher_that_a_server_has_no_time_for_is_sent_once_more() {
+    for (busy, is_taken) in [(1, true), (2, false)] {
+        let market = Market::new();
+        let liar = Liar::start(greedy()).await;
+        liar.busy.store(busy, SeqCst);
+        let chunks = liar.client(&market).chat(&chat()).await.expect("it begins");
+        let (_, error) = text(chunks).await;
+        match error {
+            Some(ClientError::Payment(PayError::Overbilled { .. })) => assert!(is_taken),
+            Some(ClientError::Server { status, .. }) => {
+                assert_eq!((status, is_taken), (429, false))
+            }
+            other => panic!("{other:?}"),
+        }
+        let amounts = liar.amounts();
+        assert_eq!((amounts.len(), &amounts[1]), (3, &amounts[2]));
+    }
 }
 
 #[tokio::test]

@@ -7,22 +7,24 @@ use std::sync::{Arc, Mutex};
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tenzro_api::{Limits, Server, ServerConfig};
-use tenzro_ledger::{Address, B256};
-use tenzro_payments::authorization::{ChannelParameters, TokenDomain};
+use tenzro_ledger::channels::{ChannelTerms, Escrow as OnLedger};
+use tenzro_ledger::{Address, B256, PrivateKeySigner};
 use tenzro_payments::books::Books;
 use tenzro_payments::escrow::{Escrow, EscrowChannel, EscrowError, Settled, SignedDeposit};
 use tenzro_payments::payee::{PATIENCE, Payee, Sale};
 use tenzro_payments::payer::terms::{Expected, Market as Place};
 use tenzro_payments::payer::{Payer, PayerConfig, PayerLedger, unix_now};
 use tenzro_payments::price::Pricing;
-use tenzro_payments::signature::Signer;
+use tenzro_payments::signature::{Signature, Signer};
 use tenzro_payments::voucher::{Domain, Voucher};
-use tenzro_payments::wire::ModelTerms;
+use tenzro_payments::wire::{Authorization, ModelTerms};
 use tenzro_protocol::amount::Wei;
 use tenzro_testkit::fake_inference::FakeInference;
 use tokio::sync::watch;
 
 use crate::billing::Till;
+use crate::escrow::check_deposit;
+use crate::payer_ledger::DepositSigner;
 use crate::paying_client::PayingClient;
 
 pub(super) const PRICING: Pricing = Pricing {
@@ -40,6 +42,22 @@ pub(super) fn place() -> Place {
     Place {
         domain: Domain::new(1337, Address::repeat_byte(0xe5)),
         token: Address::repeat_byte(0x5f),
+    }
+}
+
+fn on_ledger() -> OnLedger {
+    OnLedger {
+        chain_id: place().domain.chain_id,
+        address: place().domain.escrow,
+        token: place().token,
+    }
+}
+
+/// The payer's key, for deposits.
+fn deposit_signer() -> DepositSigner {
+    DepositSigner {
+        wallet: PrivateKeySigner::from_bytes(&B256::repeat_byte(1)).expect("a key"),
+        place: on_ledger(),
     }
 }
 
@@ -123,7 +141,7 @@ impl Shop {
             fingerprint: "test".to_owned(),
             limits: Limits::default(),
         };
-        let till = Till::new(payee, "the operator's token");
+        let till = Till::shared(payee, "the operator's token");
         let server = Server::bind(config, Arc::clone(&engine) as _, Some(till)).await;
         Self {
             server: server.expect("a free port"),
@@ -158,6 +176,30 @@ impl Vault {
 }
 
 impl PayerLedger for Vault {
+    fn channel_id(&self, payee: Address, salt: B256) -> B256 {
+        deposit_signer().channel_id(payee, salt)
+    }
+
+    fn sign_open(
+        &self,
+        payee: Address,
+        salt: B256,
+        amount: u128,
+        valid_before: u64,
+    ) -> (Authorization, Signature) {
+        deposit_signer().open(payee, salt, amount, valid_before)
+    }
+
+    fn sign_top_up(
+        &self,
+        channel: B256,
+        salt: B256,
+        amount: u128,
+        valid_before: u64,
+    ) -> (Authorization, Signature) {
+        deposit_signer().top_up(channel, salt, amount, valid_before)
+    }
+
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
         Box::pin(async move { Ok(self.get(id)) })
     }
@@ -175,32 +217,16 @@ impl PayerLedger for Vault {
 
 impl Escrow for Vault {
     fn channel_id(&self, payer: Address, salt: B256, authorized_signer: Address) -> B256 {
-        let parameters = ChannelParameters {
-            payer,
+        let terms = ChannelTerms {
             payee: signer(9).address(),
-            token: place().token,
             salt,
             authorized_signer,
         };
-        parameters.id(&place().domain)
+        terms.id(payer, &on_ledger())
     }
 
     fn check(&self, deposit: &SignedDeposit) -> Result<(), String> {
-        let (SignedDeposit::Open {
-            authorization,
-            signature,
-            ..
-        }
-        | SignedDeposit::TopUp {
-            authorization,
-            signature,
-            ..
-        }) = deposit;
-        let token = TokenDomain::new(1337, place().token);
-        match token.signer(authorization, signature) {
-            Ok(signer) if signer == authorization.from => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
+        check_deposit(deposit, signer(9).address(), &on_ledger())
     }
 
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
@@ -227,7 +253,8 @@ impl Escrow for Vault {
                     is_closing: false,
                     is_final: false,
                 };
-                channels.insert(self.channel_id(payer, salt, authorized_signer), channel);
+                let id = Escrow::channel_id(self, payer, salt, authorized_signer);
+                channels.insert(id, channel);
             }
             SignedDeposit::TopUp {
                 channel_id,

@@ -48,15 +48,15 @@ impl Books {
     }
 
     /// A deposit is there, by the payee's word: it served, or took the voucher.
-    pub(in crate::payer) fn accept(&mut self, channel: B256, nonce: B256) -> Result<(), PayError> {
+    pub(in crate::payer) fn accept(&mut self, channel: B256, salt: B256) -> Result<(), PayError> {
         let Some(mut channel) = self.channels.get(&channel).cloned() else {
             return Ok(());
         };
         let pending = self.store.pending_deposit(channel.id)?;
-        let Some(deposit) = pending.filter(|deposit| deposit.nonce == nonce) else {
+        let Some(deposit) = pending.filter(|deposit| deposit.salt == salt) else {
             return Ok(());
         };
-        self.store.end_deposit(nonce, true)?;
+        self.store.end_deposit(salt, true)?;
         channel.deposit = channel.deposit.saturating_add(deposit.amount);
         if channel.state == ChannelState::Opening {
             channel.state = ChannelState::Open;
@@ -87,7 +87,7 @@ impl Books {
                     return Ok(());
                 }
                 if let Some(deposit) = pending {
-                    self.store.end_deposit(deposit.nonce, false)?;
+                    self.store.end_deposit(deposit.salt, false)?;
                 }
                 channel.state = ChannelState::Closed;
             }
@@ -95,7 +95,7 @@ impl Books {
                 if let Some(deposit) = pending {
                     let is_there = found.deposit >= channel.deposit.saturating_add(deposit.amount);
                     if is_there || is_late(&deposit) {
-                        self.store.end_deposit(deposit.nonce, is_there)?;
+                        self.store.end_deposit(deposit.salt, is_there)?;
                     }
                 }
                 // A view that lags behind does not know the last deposits yet.
