@@ -51,6 +51,8 @@ pub(super) struct Till {
     pub(super) earned: u128,
     /// Requests that brought a payment.
     pub(super) paid_requests: u32,
+    /// Streams that the payer ended.
+    pub(super) ended: u32,
 }
 
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl FakeProvider {
             voucher: None,
             earned: 0,
             paid_requests: 0,
+            ended: 0,
         };
         let fake = Self(Arc::new(Inner {
             till: Mutex::new(till),
@@ -128,9 +131,17 @@ impl FakeProvider {
     }
 
     fn on_ledger<T>(&self, act: impl AsyncFnOnce(Operations<'_>) -> T) -> T {
-        let Inner { ledger, key, handle, .. } = &*self.0;
+        let Inner {
+            ledger,
+            key,
+            handle,
+            ..
+        } = &*self.0;
         let account = Account::new(ledger.provider().clone(), ledger.chain_id(), key.clone());
-        let operations = Operations { ledger, account: &account };
+        let operations = Operations {
+            ledger,
+            account: &account,
+        };
         handle.block_on(act(operations))
     }
 
@@ -185,7 +196,11 @@ impl FakeProvider {
     fn challenge(&self, answer: &mut Stream) -> std::io::Result<()> {
         let escrow = self.0.ledger.escrow();
         let trick = self.till().trick;
-        let price = if trick == Trick::Dearer { 2 * OUTPUT } else { OUTPUT };
+        let price = if trick == Trick::Dearer {
+            2 * OUTPUT
+        } else {
+            OUTPUT
+        };
         let payee = match trick {
             Trick::OtherPayee => Address::repeat_byte(7),
             _ => self.0.key.address(),
@@ -226,7 +241,11 @@ impl FakeProvider {
     }
 
     fn open(&self, open: &Open) -> Voucher {
-        let OpenDeposit::Authorization { authorization, signature, voucher_signature } = &open.deposit
+        let OpenDeposit::Authorization {
+            authorization,
+            signature,
+            voucher_signature,
+        } = &open.deposit
         else {
             panic!("{open:?}");
         };
@@ -274,11 +293,11 @@ impl FakeProvider {
         }
         match trick {
             Trick::BreakOff => return Ok(()),
-            Trick::FallSilent => return answer.wait_for_end(),
+            Trick::FallSilent => return self.wait_for_end(answer),
             Trick::Demand => {
                 let required = before + cost(PROMPT, tokens + 1_000 * WINDOW);
                 self.demand(&mut answer, required)?;
-                return answer.wait_for_end();
+                return self.wait_for_end(answer);
             }
             _ => {}
         }
@@ -303,7 +322,10 @@ impl FakeProvider {
         self.demand(answer, before + due + (WINDOW - 1) * OUTPUT)?;
         let patience = Duration::from_secs(10);
         let is_short = |till: &mut Till| till.paid() < before + due;
-        let waited = self.0.changed.wait_timeout_while(self.till(), patience, is_short);
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(self.till(), patience, is_short);
         Ok(!waited.expect("unpoisoned").1.timed_out())
     }
 
@@ -317,6 +339,14 @@ impl FakeProvider {
             })
         };
         answer.event("payment-need-voucher", &need)
+    }
+
+    /// Until the payer has left.
+    fn wait_for_end(&self, answer: Stream) -> std::io::Result<()> {
+        let Stream(mut stream) = answer;
+        let read = stream.read_to_end(&mut Vec::new());
+        self.till().ended += 1;
+        read.map(drop)
     }
 
     fn receipt(&self, before: u128, billed: u128) -> Value {
@@ -358,11 +388,17 @@ struct Stream(TcpStream);
 
 impl Stream {
     fn head(&mut self, status: &str, headers: &str) -> std::io::Result<()> {
-        write!(self.0, "HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n")
+        write!(
+            self.0,
+            "HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n"
+        )
     }
 
     fn whole(&mut self, status: &str, headers: &str, body: &Value) -> std::io::Result<()> {
-        self.head(status, &format!("content-type: application/json\r\n{headers}"))?;
+        self.head(
+            status,
+            &format!("content-type: application/json\r\n{headers}"),
+        )?;
         write!(self.0, "{body}")
     }
 
@@ -371,12 +407,6 @@ impl Stream {
             writeln!(self.0, "event: {name}")?;
         }
         write!(self.0, "data: {data}\n\n")
-    }
-
-    /// Until the other side has left.
-    fn wait_for_end(&mut self) -> std::io::Result<()> {
-        let mut rest = Vec::new();
-        self.0.read_to_end(&mut rest).map(drop)
     }
 }
 

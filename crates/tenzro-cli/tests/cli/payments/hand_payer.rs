@@ -50,7 +50,8 @@ impl HandPayer {
     pub(super) fn challenge(&self) -> PaymentChallenge {
         let answer = post(&format!("{}/chat/completions", self.url), &[], "{}");
         assert_eq!(answer.status, 402);
-        parse_www_authenticate(answer.header("www-authenticate").expect("a challenge")).expect("read")
+        parse_www_authenticate(answer.header("www-authenticate").expect("a challenge"))
+            .expect("read")
     }
 
     /// Opens the channel with a first voucher and a request.
@@ -88,7 +89,9 @@ impl HandPayer {
         let challenge = self.challenge();
         let hash = request_hash("POST", "/v1/chat/completions", body.as_bytes());
         let nonce = B256::repeat_byte(nonce);
-        let auth = self.domain.sign_request(&self.signer, self.id(), &challenge.id, hash, nonce);
+        let auth = self
+            .domain
+            .sign_request(&self.signer, self.id(), &challenge.id, hash, nonce);
         let payload = Payload::Voucher(Box::new(VoucherUpdate {
             voucher: self.voucher(self.id(), amount),
             deposit: None,
@@ -99,19 +102,31 @@ impl HandPayer {
 
     /// Sends a chat with a credential.
     pub(super) fn send(&self, credential: &str, body: &str) -> Answer {
-        post(&format!("{}/chat/completions", self.url), &[("authorization", credential)], body)
+        post(
+            &format!("{}/chat/completions", self.url),
+            &[("authorization", credential)],
+            body,
+        )
     }
 
     /// Sends a voucher alone.
     pub(super) fn pay(&self, amount: u128) -> Answer {
         let credential = self.paying(amount);
-        post(&format!("{}/payments/voucher", self.url), &[("authorization", &credential)], "")
+        post(
+            &format!("{}/payments/voucher", self.url),
+            &[("authorization", &credential)],
+            "",
+        )
     }
 
     /// Has a channel closed with a last voucher: cooperatively, through its payee.
     pub(super) fn close(&self, channel: B256, amount: u128) -> Answer {
         let credential = self.credential(&Payload::Close(self.voucher(channel, amount)));
-        post(&format!("{}/payments/voucher", self.url), &[("authorization", &credential)], "")
+        post(
+            &format!("{}/payments/voucher", self.url),
+            &[("authorization", &credential)],
+            "",
+        )
     }
 
     fn voucher(&self, channel: B256, amount: u128) -> Voucher {

@@ -36,14 +36,18 @@ pub(super) fn post(url: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let (host, path) = place.split_once('/').unwrap_or((place, ""));
     let mut stream = TcpStream::connect(host).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+    let headers = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"));
     let head = format!(
         "POST /{path} HTTP/1.0\r\nhost: {host}\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n{}\r\n",
         body.len(),
         headers.collect::<String>()
     );
-    stream.write_all(format!("{head}{body}").as_bytes()).expect("sent");
+    stream
+        .write_all(format!("{head}{body}").as_bytes())
+        .expect("sent");
     let mut body = BufReader::new(stream);
     let mut lines = Vec::new();
     loop {
@@ -55,11 +59,15 @@ pub(super) fn post(url: &str, headers: &[(&str, &str)], body: &str) -> Answer {
             line => lines.push(line.to_owned()),
         }
     }
-    let status = lines.first().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+    let status = lines
+        .first()
+        .and_then(|line| line.split(' ').nth(1)?.parse().ok());
     let headers = lines.iter().filter_map(|line| line.split_once(": "));
     Answer {
         status: status.unwrap_or(0),
-        headers: headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect(),
+        headers: headers
+            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+            .collect(),
         body,
     }
 }
@@ -79,10 +87,15 @@ impl Answer {
 
     /// The whole body, of a success.
     pub(super) fn json(self) -> Value {
+        serde_json::from_str(&self.taken()).expect("JSON")
+    }
+
+    /// The body of a success, which may be empty.
+    pub(super) fn taken(self) -> String {
         let status = self.status;
         let text = self.text();
         assert_eq!(status, 200, "{text}");
-        serde_json::from_str(&text).expect("JSON")
+        text
     }
 
     /// The next event of a stream, with its name; none once the connection is over.
@@ -105,11 +118,15 @@ impl Answer {
     /// Reads on until so many pieces of text have come in all, or the end.
     pub(super) fn read_pieces(&mut self, streamed: &mut Streamed, pieces: u128) {
         while streamed.pieces < pieces && !streamed.is_complete {
-            let Some((name, data)) = self.event() else { return };
+            let Some((name, data)) = self.event() else {
+                return;
+            };
             if name.is_empty() {
                 streamed.take(&data);
             } else {
-                streamed.named.push((name, serde_json::from_str(&data).expect("JSON")));
+                streamed
+                    .named
+                    .push((name, serde_json::from_str(&data).expect("JSON")));
             }
         }
     }
@@ -134,7 +151,9 @@ impl Streamed {
             self.error = Some(error["message"].as_str().unwrap_or_default().to_owned());
         }
         let choice = &chunk["choices"][0];
-        let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
+        let text = choice["delta"]["content"]
+            .as_str()
+            .or(choice["text"].as_str());
         if let Some(text) = text.filter(|text| !text.is_empty()) {
             self.text.push_str(text);
             self.pieces += 1;

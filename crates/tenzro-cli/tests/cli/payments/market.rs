@@ -6,7 +6,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tenzro_ledger::{Account, Address, B256, Keystore, Ledger, Operations, PrivateKeySigner};
 use tenzro_node::config::Config;
-use tenzro_node::{Network, NodeClient, Servers};
+use tenzro_node::{Network, NodeClient, Servers, operator_token};
 use tokio::runtime::Runtime;
 
 use super::http::{Answer, post};
@@ -127,7 +127,9 @@ impl Market {
         let runtime = Runtime::new().expect("a runtime");
         let config = Config::load(Some(consumer.paths().root().to_owned())).expect("settings");
         let client = NodeClient::new(&node, &consumer.paths()).expect("an address");
-        let network = runtime.block_on(Network::connect(client, &config)).expect("a network");
+        let network = runtime
+            .block_on(Network::connect(client, &config))
+            .expect("a network");
         Self {
             payer: key(&consumer),
             payee: key(&provider),
@@ -146,18 +148,26 @@ impl Market {
         let mut arguments = vec!["--json", "model", "serve", MODEL, "--port", &port];
         arguments.extend(more.split(' '));
         let events = self.provider.ok(&arguments);
-        let ready: Value = serde_json::from_str(events.lines().last().expect("events")).expect("JSON");
+        let ready: Value =
+            serde_json::from_str(events.lines().last().expect("events")).expect("JSON");
         let server = &ready["server"];
         self.wait_for_endpoint();
         Serving {
             pid: server["pid"].to_string(),
-            port: server["port"].as_u64().and_then(|port| port.try_into().ok()).expect("a port"),
+            port: server["port"]
+                .as_u64()
+                .and_then(|port| port.try_into().ok())
+                .expect("a port"),
             url: server["base_url"].as_str().expect("an address").to_owned(),
         }
     }
 
     pub(super) fn wait_for_endpoint(&self) {
-        let status = || self.consumer.run(&["--json", "model", "endpoint", "--model", MODEL]).stdout;
+        let status = || {
+            self.consumer
+                .run(&["--json", "model", "endpoint", "--model", MODEL])
+                .stdout
+        };
         wait_until("the endpoint", || status().contains("\"online\""));
     }
 
@@ -181,7 +191,10 @@ impl Market {
     /// Wei of an account, by the consumer's node.
     pub(super) fn balance(&self, address: Address) -> u128 {
         let answer = rpc(&self.node, "tenzro_getBalance", &json!([address]));
-        answer["balance"].as_str().and_then(|text| text.parse().ok()).expect("wei")
+        answer["balance"]
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .expect("wei")
     }
 
     /// Wei of the payer, of the payee and in the escrow.
@@ -218,22 +231,35 @@ impl Market {
         let sql = "SELECT id, deposit, settled, spent,
             coalesce((SELECT max(amount) FROM voucher WHERE channel = id), settled) FROM channel";
         let rows = rows(&self.payee_books(), sql);
-        let channels = rows.into_iter().map(|(id, [deposit, settled, spent, accepted])| PayeeChannel {
-            id,
-            deposit,
-            settled,
-            spent,
-            accepted: accepted.max(settled),
-        });
+        let channels = rows
+            .into_iter()
+            .map(|(id, [deposit, settled, spent, accepted])| PayeeChannel {
+                id,
+                deposit,
+                settled,
+                spent,
+                accepted: accepted.max(settled),
+            });
         channels.collect()
     }
 
     /// The only channel, whose counters stand in the order that they have to.
     pub(super) fn payee_channel(&self) -> PayeeChannel {
         let channels = self.payee_channels();
-        let [channel] = channels[..] else { panic!("{channels:?}") };
-        let PayeeChannel { deposit, settled, spent, accepted, .. } = channel;
-        assert!(spent <= accepted && settled <= accepted && accepted <= deposit, "{channel:?}");
+        let [channel] = channels[..] else {
+            panic!("{channels:?}")
+        };
+        let PayeeChannel {
+            deposit,
+            settled,
+            spent,
+            accepted,
+            ..
+        } = channel;
+        assert!(
+            spent <= accepted && settled <= accepted && accepted <= deposit,
+            "{channel:?}"
+        );
         channel
     }
 
@@ -241,37 +267,50 @@ impl Market {
     pub(super) fn charged(&self) -> (usize, u128) {
         let sql = "SELECT key, charged, charged, charged, charged FROM request";
         let requests = rows(&self.payee_books(), sql);
-        (requests.len(), requests.iter().map(|(_, [charged, ..])| charged).sum())
+        (
+            requests.len(),
+            requests.iter().map(|(_, [charged, ..])| charged).sum(),
+        )
     }
 
     /// All channels in the consumer's books, while its node does not run.
     pub(super) fn payer_channels(&self) -> Vec<PayerChannel> {
         let path = books(&self.consumer, self.payer.address()).join("payer.sqlite");
         let rows = rows(&path, "SELECT id, deposit, signed, due, doubt FROM channel");
-        let channels = rows.into_iter().map(|(id, [deposit, signed, due, doubt])| PayerChannel {
-            id,
-            deposit,
-            signed,
-            due,
-            doubt,
-        });
+        let channels = rows
+            .into_iter()
+            .map(|(id, [deposit, signed, due, doubt])| PayerChannel {
+                id,
+                deposit,
+                signed,
+                due,
+                doubt,
+            });
         channels.collect()
     }
 }
 
 fn books(home: &Home, wallet: Address) -> PathBuf {
-    home.paths().payments().join(wallet.to_string().to_lowercase())
+    home.paths()
+        .payments()
+        .join(wallet.to_string().to_lowercase())
 }
 
 /// An id and four amounts each, read without the product's code.
 fn rows(path: &Path, sql: &str) -> Vec<(B256, [u128; 4])> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).expect("books");
-    conn.busy_timeout(std::time::Duration::from_secs(10)).expect("set");
+    conn.busy_timeout(std::time::Duration::from_secs(10))
+        .expect("set");
     let mut statement = conn.prepare(sql).expect("the tables");
     let amount = |row: &rusqlite::Row<'_>, index| row.get(index).map(u128::from_be_bytes);
     let read = |row: &rusqlite::Row<'_>| {
-        let amounts = [amount(row, 1)?, amount(row, 2)?, amount(row, 3)?, amount(row, 4)?];
+        let amounts = [
+            amount(row, 1)?,
+            amount(row, 2)?,
+            amount(row, 3)?,
+            amount(row, 4)?,
+        ];
         Ok((B256::from(row.get::<_, [u8; 32]>(0)?), amounts))
     };
     let rows = statement.query_map([], read).expect("rows");
@@ -281,7 +320,8 @@ fn rows(path: &Path, sql: &str) -> Vec<(B256, [u128; 4])> {
 /// A chat of the test model.
 pub(super) fn chat(max_tokens: u32, is_stream: bool) -> Value {
     json!({
-        "model": MODEL, "stream": is_stream, "stream_options": {"include_usage": true},
+        "model": MODEL, "stream": is_stream,
+        "stream_options": is_stream.then(|| json!({"include_usage": true})),
         "ignore_eos": true, "max_tokens": max_tokens, "temperature": 0,
         "messages": [{"role": "user", "content": "Tell me a story."}],
     })
@@ -293,6 +333,25 @@ pub(super) fn rpc(node: &str, method: &str, params: &Value) -> Value {
     let answer = post(node, &[], &call.to_string()).json();
     assert!(answer.get("error").is_none(), "{answer}");
     answer["result"].clone()
+}
+
+/// Changes the time of a development chain, as the operator of its node.
+pub(super) fn pass_time(market: &Market, seconds: u64) {
+    let token = operator_token(&market.consumer.paths()).expect("a token");
+    let bearer = format!("Bearer {token}");
+    for (method, params) in [
+        ("evm_increaseTime", json!([seconds])),
+        ("evm_mine", json!([])),
+    ] {
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let answer = post(
+            &market.node,
+            &[("authorization", &bearer)],
+            &call.to_string(),
+        )
+        .json();
+        assert!(answer.get("error").is_none(), "{answer}");
+    }
 }
 
 /// Looks again and again.

@@ -26,7 +26,8 @@ fn start(home: &Home, command: &str) -> (Child, Value, PathBuf) {
         .spawn()
         .expect("runs");
     let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    let events = lines.map(|line| serde_json::from_str::<Value>(&line.expect("text")).expect("JSON"));
+    let events =
+        lines.map(|line| serde_json::from_str::<Value>(&line.expect("text")).expect("JSON"));
     let ready = events.into_iter().find(|event| event["event"] == "ready");
     (child, ready.expect("it becomes ready"), log)
 }
@@ -34,11 +35,19 @@ fn start(home: &Home, command: &str) -> (Child, Value, PathBuf) {
 /// Signatures of all vouchers in a file of books, in every form that a log could show.
 fn signatures(path: &std::path::Path) -> Vec<String> {
     let conn = Connection::open(path).expect("books");
-    let mut statement = conn.prepare("SELECT signature FROM voucher").expect("the table");
-    let signatures = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
+    let mut statement = conn
+        .prepare("SELECT signature FROM voucher")
+        .expect("the table");
+    let signatures = statement
+        .query_map([], |row| row.get::<_, Vec<u8>>(0))
+        .expect("rows");
     let mut forms = Vec::new();
     for signature in signatures {
-        let hex: String = signature.expect("bytes").iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = signature
+            .expect("bytes")
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         // Inside of a credential, from where the signature begins at any of three offsets.
         for skip in 0..3 {
             let end = skip + (hex.len() - skip) / 3 * 3;
@@ -63,14 +72,20 @@ fn m31_no_key_token_or_voucher_is_in_a_log() {
     let (mut server, _, server_log) = start(&market.provider, &serve);
     market.wait_for_endpoint();
 
-    let streamed = market.ask("v1/chat/completions", &chat(70, true)).streamed();
+    let streamed = market
+        .ask("v1/chat/completions", &chat(70, true))
+        .streamed();
     cost_of(&streamed.usage);
     let params = json!({"model": MODEL, "max_tokens": 4, "messages": chat(1, false)["messages"]});
     rpc(&market.node, "tenzro_chat", &params);
     let mut secrets = signatures(&market.payee_books());
     assert!(secrets.len() >= 4, "there are vouchers");
     for home in [&market.provider, &market.consumer] {
-        let key: String = key(home).to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let key: String = key(home)
+            .to_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         secrets.extend([key, operator_token(&home.paths()).expect("a token")]);
     }
     // How every credential begins.
