@@ -153,9 +153,10 @@ impl ModelServer {
         self.local.as_ref()?.engine().map(Engine::model)
     }
 
-    /// Takes no more requests, lets running answers finish for at most `grace`, then stops. True
-    /// when all of them finished.
-    pub async fn shutdown(self, grace: Duration) -> bool {
+    /// Takes no more requests, lets running answers finish for at most `grace`, then stops. Returns
+    /// whether all of them finished, and the server's place in this home: until that is dropped the
+    /// process counts as running, so that whoever stops it waits for what is still to be done.
+    pub async fn shutdown(self, grace: Duration) -> (bool, Slot) {
         let finished = self.server.shutdown(grace).await;
         if let Some(engine) = self
             .local
@@ -164,7 +165,7 @@ impl ModelServer {
         {
             let _ = tokio::task::spawn_blocking(move || engine.shutdown()).await;
         }
-        finished
+        (finished, self.slot)
     }
 
     async fn start_local(

@@ -33,7 +33,7 @@ use crate::report::{Failure, OurFault};
 pub(super) const DRAIN: Duration = Duration::from_secs(30);
 
 /// How long settling may take after a stop.
-const SETTLE: Duration = Duration::from_secs(20);
+pub(super) const SETTLE: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyhow::Result<()> {
     if serve.detach {
@@ -91,7 +91,7 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         let record = server.record().clone();
         // Nobody is sent here any more while the last answers finish.
         let unregistering = unregister(config, registration, &record);
-        let (ended, finished) = tokio::join!(unregistering, server.shutdown(DRAIN));
+        let (ended, (finished, place)) = tokio::join!(unregistering, server.shutdown(DRAIN));
         if let Err(error) = ended {
             output.warn(format!("it is still registered: {error}"));
             output.hint(format!(
@@ -105,6 +105,8 @@ pub(super) async fn run(config: &Config, serve: Serve, output: &Output) -> anyho
         if let Some(sale) = &sale {
             settle(sale, output).await;
         }
+        // `model stop` returns now: what was earned is on the ledger before the ledger is stopped.
+        drop(place);
     };
     tokio::select! {
         () = ending => {}

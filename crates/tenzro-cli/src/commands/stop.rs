@@ -11,11 +11,11 @@ use tenzro_protocol::model_id::{comparable, nearest};
 use super::detach;
 use super::library;
 use super::network::{Acting, connect, own_node, wallet};
-use super::serve::DRAIN;
+use super::serve::{DRAIN, SETTLE};
 use crate::output::Output;
 use crate::report::Failure;
 
-/// What a server may need on top of draining.
+/// What a server may need on top of draining and settling.
 const MARGIN: Duration = Duration::from_secs(10);
 
 pub(super) fn list(config: &Config, output: &Output) -> anyhow::Result<()> {
@@ -115,7 +115,7 @@ pub(super) async fn run(
                 server.model
             ));
         };
-        detach::ended(server.pid, DRAIN + MARGIN, is_running, slow).await?;
+        detach::ended(server.pid, DRAIN + SETTLE + MARGIN, is_running, slow).await?;
         if let Some(place) = &server.on_ledger {
             check_unregistered(config, &server, place, output).await;
         }

@@ -51,6 +51,8 @@ pub(super) struct Till {
     pub(super) earned: u128,
     /// Requests that brought a payment.
     pub(super) paid_requests: u32,
+    /// Streams that the payer ended.
+    pub(super) ended: u32,
 }
 
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl FakeProvider {
             voucher: None,
             earned: 0,
             paid_requests: 0,
+            ended: 0,
         };
         let fake = Self(Arc::new(Inner {
             till: Mutex::new(till),
@@ -290,11 +293,11 @@ impl FakeProvider {
         }
         match trick {
             Trick::BreakOff => return Ok(()),
-            Trick::FallSilent => return answer.wait_for_end(),
+            Trick::FallSilent => return self.wait_for_end(answer),
             Trick::Demand => {
                 let required = before + cost(PROMPT, tokens + 1_000 * WINDOW);
                 self.demand(&mut answer, required)?;
-                return answer.wait_for_end();
+                return self.wait_for_end(answer);
             }
             _ => {}
         }
@@ -336,6 +339,14 @@ impl FakeProvider {
             })
         };
         answer.event("payment-need-voucher", &need)
+    }
+
+    /// Until the payer has left.
+    fn wait_for_end(&self, answer: Stream) -> std::io::Result<()> {
+        let Stream(mut stream) = answer;
+        let read = stream.read_to_end(&mut Vec::new());
+        self.till().ended += 1;
+        read.map(drop)
     }
 
     fn receipt(&self, before: u128, billed: u128) -> Value {
@@ -396,12 +407,6 @@ impl Stream {
             writeln!(self.0, "event: {name}")?;
         }
         write!(self.0, "data: {data}\n\n")
-    }
-
-    /// Until the other side has left.
-    fn wait_for_end(&mut self) -> std::io::Result<()> {
-        let mut rest = Vec::new();
-        self.0.read_to_end(&mut rest).map(drop)
     }
 }
 

@@ -87,10 +87,15 @@ impl Answer {
 
     /// The whole body, of a success.
     pub(super) fn json(self) -> Value {
+        serde_json::from_str(&self.taken()).expect("JSON")
+    }
+
+    /// The body of a success, which may be empty.
+    pub(super) fn taken(self) -> String {
         let status = self.status;
         let text = self.text();
         assert_eq!(status, 200, "{text}");
-        serde_json::from_str(&text).expect("JSON")
+        text
     }
 
     /// The next event of a stream, with its name; none once the connection is over.

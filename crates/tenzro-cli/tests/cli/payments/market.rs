@@ -6,7 +6,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tenzro_ledger::{Account, Address, B256, Keystore, Ledger, Operations, PrivateKeySigner};
 use tenzro_node::config::Config;
-use tenzro_node::{Network, NodeClient, Servers};
+use tenzro_node::{Network, NodeClient, Servers, operator_token};
 use tokio::runtime::Runtime;
 
 use super::http::{Answer, post};
@@ -320,7 +320,8 @@ fn rows(path: &Path, sql: &str) -> Vec<(B256, [u128; 4])> {
 /// A chat of the test model.
 pub(super) fn chat(max_tokens: u32, is_stream: bool) -> Value {
     json!({
-        "model": MODEL, "stream": is_stream, "stream_options": {"include_usage": true},
+        "model": MODEL, "stream": is_stream,
+        "stream_options": is_stream.then(|| json!({"include_usage": true})),
         "ignore_eos": true, "max_tokens": max_tokens, "temperature": 0,
         "messages": [{"role": "user", "content": "Tell me a story."}],
     })
@@ -332,6 +333,25 @@ pub(super) fn rpc(node: &str, method: &str, params: &Value) -> Value {
     let answer = post(node, &[], &call.to_string()).json();
     assert!(answer.get("error").is_none(), "{answer}");
     answer["result"].clone()
+}
+
+/// Changes the time of a development chain, as the operator of its node.
+pub(super) fn pass_time(market: &Market, seconds: u64) {
+    let token = operator_token(&market.consumer.paths()).expect("a token");
+    let bearer = format!("Bearer {token}");
+    for (method, params) in [
+        ("evm_increaseTime", json!([seconds])),
+        ("evm_mine", json!([])),
+    ] {
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let answer = post(
+            &market.node,
+            &[("authorization", &bearer)],
+            &call.to_string(),
+        )
+        .json();
+        assert!(answer.get("error").is_none(), "{answer}");
+    }
 }
 
 /// Looks again and again.
