@@ -81,12 +81,8 @@ fn m08_m18_m19_a_provider_that_cheats_gets_what_arrived_and_a_window_at_most() {
         Trick::BreakOff,
         Trick::FallSilent,
     ] {
-<<<<<<< HEAD
-        let (before, signed) = (fake.till().earned, fake.paid());
-=======
         let before = fake.till().earned;
         let signed = fake.paid();
->>>>>>> engine
         fake.till().trick = trick;
         let mut answer = ask(&market, true);
         assert_eq!(answer.status, 200);
@@ -107,14 +103,10 @@ fn m08_m18_m19_a_provider_that_cheats_gets_what_arrived_and_a_window_at_most() {
                 fake.till().earned = before + paid;
                 assert!(streamed.is_complete && arrived == 100, "{streamed:?}");
             }
-<<<<<<< HEAD
-            Trick::FallSilent => assert_eq!(arrived, 5),
-=======
             Trick::FallSilent => {
                 assert_eq!(arrived, 5);
                 wait_until("the end of the stream", || fake.till().ended == 2);
             }
->>>>>>> engine
             _ => assert!(
                 streamed.error.is_some() && !streamed.is_complete,
                 "{streamed:?}"

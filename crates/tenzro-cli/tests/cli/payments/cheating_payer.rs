@@ -179,12 +179,7 @@ fn m07_a_payer_that_closes_early_pays_for_what_it_had() {
         payer.send(&payer.paying(2 * price), &body).json();
     }
     // A last voucher that is lower than what was delivered closes with the highest one.
-<<<<<<< HEAD
-    let closed = cheap.close(cheap.id(), price);
-    assert_eq!(closed.status, 200, "{}", closed.text());
-=======
     cheap.close(cheap.id(), price).taken();
->>>>>>> engine
     let now = (
         WEALTH - DEPOSIT - 2 * price,
         WEALTH - STAKE + 2 * price,
@@ -209,19 +204,10 @@ fn m07_a_payer_that_closes_early_pays_for_what_it_had() {
         refusal(410, "channel-finalized")
     );
     assert_eq!(gone.send(&gone.paying(3 * price), &body).status, 410);
-<<<<<<< HEAD
-    let channels = market.payee_channels();
-    assert!(
-        channels
-            .iter()
-            .all(|one| one.spent == 2 * price && one.settled == one.spent)
-    );
-=======
     // The ledger has it a moment before the books do.
     let is_settled = |one: &PayeeChannel| (one.spent, one.settled) == (2 * price, 2 * price);
     wait_until("the books", || {
         market.payee_channels().iter().all(is_settled)
     });
->>>>>>> engine
     market.assert_conserved();
 }

@@ -1,14 +1,8 @@
 //! A consumer that leaves without its provider's help.
 
-<<<<<<< HEAD
-use serde_json::json;
-
-use super::market::{ChainOf, Market, STAKE, WEALTH, WINDOW, chat, cost, cost_of, rpc, wait_until};
-=======
 use super::market::{
     ChainOf, Market, STAKE, WEALTH, WINDOW, chat, cost, cost_of, pass_time, wait_until,
 };
->>>>>>> engine
 
 /// Tokens that "Tell me a story." can have at most: its bytes, its role's, and a template's.
 const PROMPT_MOST: u128 = 16 + 4 + 16 + 256;
@@ -57,16 +51,7 @@ fn m07_a_consumer_leaves_while_the_provider_is_down_and_both_get_what_is_theirs(
         .runtime
         .block_on(market.ledger.channel_rules())
         .expect("rules");
-<<<<<<< HEAD
-    rpc(
-        &market.node,
-        "evm_increaseTime",
-        &json!([rules.close_grace_seconds]),
-    );
-    rpc(&market.node, "evm_mine", &json!([]));
-=======
     pass_time(&market, rules.close_grace_seconds);
->>>>>>> engine
     market.as_payer(withdraw).expect("its money");
     assert_eq!(market.balances(), (WEALTH - channel.accepted, earned, 0));
     market.as_payer(withdraw).expect_err("m09: twice");
