@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 
 use super::Home;
-use super::payments::{QUESTION, market_with};
+use super::channels::{QUESTION, market_with};
 
 /// Passes everything on to a model server but the last voucher, which it takes and only says thanks for.
 fn start_liar(server: String) -> String {

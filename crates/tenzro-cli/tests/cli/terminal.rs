@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use super::Home;
-use super::payments::market;
+use super::channels::market;
 
 /// Far longer than an answer of the test model takes.
 const PATIENCE: Duration = Duration::from_secs(60);
