@@ -223,7 +223,7 @@ async fn a_voucher_that_a_server_has_no_time_for_is_sent_once_more() {
         match error {
             Some(ClientError::Payment(PayError::Overbilled { .. })) => assert!(is_taken),
             Some(ClientError::Server { status, .. }) => {
-                assert_eq!((status, is_taken), (429, false))
+                assert_eq!((status, is_taken), (429, false));
             }
             other => panic!("{other:?}"),
         }
