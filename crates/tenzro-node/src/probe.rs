@@ -16,6 +16,10 @@ use crate::http_client::{self, innermost};
 /// Time to open a connection.
 const CONNECT: Duration = Duration::from_secs(3);
 
+/// How long an endpoint may send nothing at all while it answers. Servers like ours send a comment every 10
+/// seconds; before the first one a deposit may have to be confirmed.
+const SILENCE: Duration = Duration::from_secs(120);
+
 /// Time for the whole probe.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -119,6 +123,7 @@ impl Prober {
         let allow_private = self.allow_private;
         http_client::builder()
             .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
             .tcp_nodelay(true)
             .redirect(Policy::none())
             .no_proxy()
