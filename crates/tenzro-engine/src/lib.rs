@@ -22,7 +22,9 @@ mod pace;
 mod prefix_tree;
 mod sampling;
 mod schedule;
+mod tokenizer;
 mod worker;
 
 pub use engine::{Engine, EngineConfig, EngineStream, ModelInfo};
 pub use error::LoadError;
+pub use tokenizer::Tokenizer;

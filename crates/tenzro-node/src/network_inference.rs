@@ -14,8 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tenzro_api::{GenerateStream, Inference};
+use tenzro_engine::Tokenizer;
+use tenzro_hub::{HashState, Library};
 use tenzro_ledger::Address;
 use tenzro_payments::payer::Payer;
+use tenzro_payments::payer::audit::Recount;
 use tenzro_payments::payer::terms::Expected;
 use tenzro_protocol::inference::{
     EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest, ModelCard, PromptSize,
@@ -39,6 +42,8 @@ const KEPT_MAX: usize = 256;
 pub(crate) struct NetworkInference {
     node: Arc<NodeRpc>,
     payer: Option<Payer>,
+    /// Models whose answers can be counted.
+    library: Library,
     allow_private: bool,
     kept: Mutex<HashMap<String, Kept>>,
 }
@@ -56,10 +61,11 @@ pub(crate) struct Chosen {
 }
 
 impl NetworkInference {
-    pub(crate) fn new(node: Arc<NodeRpc>, allow_private: bool) -> Self {
+    pub(crate) fn new(node: Arc<NodeRpc>, library: Library, allow_private: bool) -> Self {
         Self {
             payer: node.payer.clone(),
             node,
+            library,
             allow_private,
             kept: Mutex::default(),
         }
@@ -134,9 +140,30 @@ impl NetworkInference {
                         model from the node's home";
             return Err(unusable(text.to_owned()));
         }
-        let client = PayingClient::new(url, self.allow_private, payer, expected, None);
+        let recount = endpoint
+            .model_hash
+            .as_ref()
+            .and_then(|hash| self.recount(hash));
+        let client = PayingClient::new(url, self.allow_private, payer, expected, recount);
         let client = client.map_err(|error| unusable(error.to_string()))?;
         Ok(Upstream::new(client, name, card))
+    }
+
+    /// The count of a model's tokens, where its very file is in the library of this home: what a provider
+    /// charges is then held against it, and not only against the bytes of the text.
+    fn recount(&self, hash: &str) -> Option<Recount> {
+        let entries = self.library.list().ok()?;
+        let entry = entries.into_iter().find(|entry| entry.sha256() == hash)?;
+        if entry.quick_state() != HashState::Unchanged {
+            return None;
+        }
+        match Tokenizer::open(entry.path()) {
+            Ok(tokenizer) => Some(Recount::new(move |text| tokenizer.count(text))),
+            Err(error) => {
+                tracing::warn!(model = entry.id, error, "its tokens cannot be counted");
+                None
+            }
+        }
     }
 
     /// Whether a model server of this home is behind the endpoint.

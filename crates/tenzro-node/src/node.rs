@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tenzro_api::{Inference, JsonRpc, Limits, NodeServerConfig, Server};
+use tenzro_hub::Library;
 use tenzro_ledger::{Account, Keystore, Ledger, WalletError};
 use tenzro_payments::payer::budget::Limits as Budget;
 use tenzro_payments::payer::terms::Market;
@@ -99,8 +100,10 @@ impl Node {
         let source = ledger_source::open(config, &waiting).await?;
         let account = account(config, &source)?;
         let rpc = Arc::new(rpc(config, &source, account).await?);
+        let library = Library::new(home.root(), &config.hub.cache_dir);
         let inference = Arc::new(NetworkInference::new(
             rpc.clone(),
+            library,
             rpc.prober.allows_private(),
         ));
         rpc.set_network(&inference);

@@ -28,6 +28,20 @@ impl Model {
     pub(crate) fn load(
         path: &Path,
         gpu_layers: i32,
+        progress: impl FnMut(f32) -> bool,
+    ) -> Result<Self, String> {
+        Self::read(path, gpu_layers, false, progress)
+    }
+
+    /// Loads only what turns text into tokens.
+    pub(crate) fn load_vocabulary(path: &Path) -> Result<Self, String> {
+        Self::read(path, 0, true, |_| true)
+    }
+
+    fn read(
+        path: &Path,
+        gpu_layers: i32,
+        vocab_only: bool,
         mut progress: impl FnMut(f32) -> bool,
     ) -> Result<Self, String> {
         static BACKEND: Once = Once::new();
@@ -41,6 +55,7 @@ impl Model {
         // SAFETY: plain struct of defaults.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = gpu_layers;
+        params.vocab_only = vocab_only;
         params.load_mode = sys::LLAMA_LOAD_MODE_MMAP;
         params.progress_callback = Some(on_progress);
         params.progress_callback_user_data = (&raw mut report).cast();

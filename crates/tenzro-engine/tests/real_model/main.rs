@@ -3,6 +3,7 @@
 mod agreement;
 mod budget;
 mod loading;
+mod recount;
 mod requests;
 mod sharing;
 
