@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 use crate::wire::{INTENT, METHOD, SessionRequest};
 
 /// How long a challenge, and the price in it, can be answered. Source: the draft's examples.
-const LIFETIME: Duration = Duration::from_secs(300);
+pub(crate) const LIFETIME: Duration = Duration::from_secs(300);
 /// How long the same challenge is given out: an unpaid request then costs a copy.
 const FRESH: Duration = Duration::from_secs(20);
 

@@ -6,10 +6,11 @@
 //! tokens ─▶ Meter::charge ─▶ books ─▶ tokens leave                           Meter
 //! ```
 
+mod cell;
 mod meter;
 mod open;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,7 +26,6 @@ use crate::channel::{Channel, Status, VoucherRefusal};
 use crate::escrow::Escrow;
 use crate::price::{Pricing, Tokens};
 use crate::refusal::Refusal;
-use crate::settlement::Policy;
 use crate::signature::Signer;
 use crate::voucher::{Domain, RequestAuth, Voucher, request_hash};
 use crate::wire::{
@@ -33,15 +33,11 @@ use crate::wire::{
     Receipt, SessionRequest, UNIT,
 };
 
+pub(crate) use cell::Cell;
 pub use meter::{Charge, Meter, Order, Outcome, Shortage};
 
-/// Vouchers of one channel in a second, and as many at once. Source: design, payments; the draft recommends
-/// at least a limit.
-const VOUCHERS_PER_SECOND: u32 = 50;
 /// Requests that one channel pays for at the same time.
 const RUNNING_MAX: u32 = 16;
-/// Signed requests of one channel that are remembered while their challenge lives.
-const NONCES_MAX: usize = 16_384;
 /// Tokens in both directions that the suggested deposit pays for.
 const SUGGESTED_TOKENS: u32 = 50_000;
 /// Tokens in both directions that a deposit has to pay for: a smaller one is not worth its gas.
@@ -116,87 +112,6 @@ struct Inner {
     opening: open::Opening,
     /// Something is to be settled.
     settle: Notify,
-}
-
-/// One channel and who waits for it.
-#[derive(Debug)]
-pub(crate) struct Cell {
-    state: Mutex<State>,
-    /// Bumped whenever there may be more money.
-    changed: watch::Sender<u64>,
-}
-
-#[derive(Debug)]
-struct State {
-    channel: Channel,
-    running: u32,
-    /// Vouchers that may come now, and since when.
-    allowance: (f64, Instant),
-    /// Nonces of signed requests, and when their challenge ends.
-    nonces: HashSet<B256>,
-    nonces_since: Instant,
-    /// Since when something is not settled.
-    unsettled_since: Option<Instant>,
-}
-
-impl Cell {
-    fn new(channel: Channel) -> Arc<Self> {
-        let now = Instant::now();
-        Arc::new(Self {
-            state: Mutex::new(State {
-                unsettled_since: (channel.unsettled() > 0).then_some(now),
-                channel,
-                running: 0,
-                allowance: (f64::from(VOUCHERS_PER_SECOND), now),
-                nonces: HashSet::new(),
-                nonces_since: now,
-            }),
-            changed: watch::Sender::new(0),
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        self.changed.send_modify(|version| *version += 1);
-    }
-
-    /// The voucher to settle now, if any.
-    pub(crate) fn due(&self, policy: &Policy, now: Instant) -> Option<Voucher> {
-        let state = self.lock();
-        let channel = &state.channel;
-        let age = state.unsettled_since.map(|since| now.duration_since(since));
-        let is_due = policy.is_due(channel.unsettled(), age.unwrap_or_default(), channel.status);
-        is_due.then(|| channel.settleable()).flatten()
-    }
-
-    /// Wei that the ledger says were settled.
-    pub(crate) fn settled(&self) -> u128 {
-        self.lock().channel.settled
-    }
-}
-
-impl State {
-    /// Whether one more voucher may come now.
-    fn allows_voucher(&mut self, now: Instant) -> bool {
-        let rate = f64::from(VOUCHERS_PER_SECOND);
-        let (left, since) = self.allowance;
-        let left = (left + now.duration_since(since).as_secs_f64() * rate).min(rate);
-        self.allowance = ((left - 1.0).max(0.0), now);
-        left >= 1.0
-    }
-
-    /// Whether a nonce is new. Challenges live for 5 minutes: twice that is long enough to remember.
-    fn is_new(&mut self, nonce: B256, now: Instant) -> bool {
-        let memory = Duration::from_secs(600);
-        if now.duration_since(self.nonces_since) > memory {
-            self.nonces.clear();
-            self.nonces_since = now;
-        }
-        self.nonces.len() < NONCES_MAX && self.nonces.insert(nonce)
-    }
 }
 
 /// An open channel and the price at which it is used.

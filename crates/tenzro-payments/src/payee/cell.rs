@@ -1,0 +1,143 @@
+//! One channel in memory: its state under a lock, and who waits for money to come.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use alloy::primitives::B256;
+use tokio::sync::watch;
+
+use crate::challenge::LIFETIME;
+use crate::channel::Channel;
+use crate::settlement::Policy;
+use crate::voucher::Voucher;
+
+/// Vouchers of one channel in a second, and as many at once. Source: design, payments; the draft recommends
+/// at least a limit.
+const VOUCHERS_PER_SECOND: u32 = 50;
+/// Signed requests of one channel that are remembered while their challenge lives.
+const NONCES_MAX: usize = 16_384;
+
+/// One channel and who waits for it.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    state: Mutex<State>,
+    /// Bumped whenever there may be more money.
+    pub(super) changed: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) channel: Channel,
+    pub(super) running: u32,
+    /// Vouchers that may come now, and since when.
+    allowance: (f64, Instant),
+    /// Nonces of signed requests: of the present span of a challenge's lifetime, and of the one before.
+    nonces: [HashSet<B256>; 2],
+    nonces_since: Instant,
+    /// Since when something is not settled.
+    pub(super) unsettled_since: Option<Instant>,
+}
+
+impl Cell {
+    pub(super) fn new(channel: Channel) -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Self {
+            state: Mutex::new(State {
+                unsettled_since: (channel.unsettled() > 0).then_some(now),
+                channel,
+                running: 0,
+                allowance: (f64::from(VOUCHERS_PER_SECOND), now),
+                nonces: Default::default(),
+                nonces_since: now,
+            }),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wake(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// The voucher to settle now, if any.
+    pub(crate) fn due(&self, policy: &Policy, now: Instant) -> Option<Voucher> {
+        let state = self.lock();
+        let channel = &state.channel;
+        let age = state.unsettled_since.map(|since| now.duration_since(since));
+        let is_due = policy.is_due(channel.unsettled(), age.unwrap_or_default(), channel.status);
+        is_due.then(|| channel.settleable()).flatten()
+    }
+
+    /// Wei that the ledger says were settled.
+    pub(crate) fn settled(&self) -> u128 {
+        self.lock().channel.settled
+    }
+}
+
+impl State {
+    /// Whether one more voucher may come now.
+    pub(super) fn allows_voucher(&mut self, now: Instant) -> bool {
+        let rate = f64::from(VOUCHERS_PER_SECOND);
+        let (left, since) = self.allowance;
+        let left = (left + now.duration_since(since).as_secs_f64() * rate).min(rate);
+        self.allowance = ((left - 1.0).max(0.0), now);
+        left >= 1.0
+    }
+
+    /// Whether a nonce is new. It is remembered for at least as long as its challenge can be answered.
+    pub(super) fn is_new(&mut self, nonce: B256, now: Instant) -> bool {
+        let age = now.duration_since(self.nonces_since);
+        if age >= LIFETIME {
+            let before = std::mem::take(&mut self.nonces[0]);
+            self.nonces[1] = if age < LIFETIME * 2 {
+                before
+            } else {
+                HashSet::new()
+            };
+            self.nonces_since = now;
+        }
+        let [present, before] = &mut self.nonces;
+        !before.contains(&nonce) && present.len() < NONCES_MAX && present.insert(nonce)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use alloy::primitives::Address;
+
+    use super::*;
+    use crate::escrow::EscrowChannel;
+
+    #[test]
+    fn m24_a_nonce_is_remembered_while_its_challenge_can_be_answered() {
+        let found = EscrowChannel {
+            payer: Address::ZERO,
+            payee: Address::ZERO,
+            signer: Address::ZERO,
+            deposit: 1,
+            settled: 0,
+            is_closing: false,
+            is_final: false,
+        };
+        let cell = Cell::new(Channel::new(B256::ZERO, &found));
+        let mut state = cell.lock();
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        for used in [1, 299, 300, 301, 599, 600, 601, 900] {
+            let nonce = B256::with_last_byte(u8::try_from(used % 251).expect("small"));
+            assert!(state.is_new(nonce, at(used)), "{used}");
+            // Each look at a later time leaves the state as it was.
+            for later in [0, 1, 298] {
+                let kept = (state.nonces.clone(), state.nonces_since);
+                assert!(!state.is_new(nonce, at(used + later)), "{used} + {later}");
+                (state.nonces, state.nonces_since) = kept;
+            }
+        }
+    }
+}
