@@ -329,3 +329,36 @@ fn unsent(error: &SendError) -> EscrowError {
         None => EscrowError::Unavailable(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tenzro_ledger::EmbeddedChain;
+    use tenzro_payments::voucher::{Domain, request_hash};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn m36_vouchers_are_signed_as_the_contract_reads_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let chain = EmbeddedChain::open(&directory.path().join("ledger.sqlite")).expect("a chain");
+        let ledger = Ledger::open(chain.provider(), EmbeddedChain::addresses()).await;
+        let ledger = ledger.expect("a ledger");
+        let place = ledger.escrow();
+        let domain = Domain::new(place.chain_id, place.address);
+        let contract = ledger.channels();
+        for number in 0u64..1_000 {
+            // As random as a hash.
+            let id = request_hash("case", &number.to_string(), b"id");
+            let amount = request_hash("case", &number.to_string(), b"amount");
+            let amount = u128::from_be_bytes(amount.0[..16].try_into().expect("16 bytes"));
+            // All widths of amounts, and the largest.
+            let amount = match number {
+                0 => u128::MAX,
+                number => amount >> (number % 128),
+            };
+            let digest = contract.voucherDigest(id, amount).call().await;
+            let digest = digest.expect("a view");
+            assert_eq!(domain.voucher_digest(id, amount), digest, "{id} {amount}");
+        }
+    }
+}
