@@ -246,15 +246,13 @@ impl Payee {
         binds_requests: bool,
     ) -> Result<(), Refusal> {
         let inner = &self.0;
-        {
-            let mut state = cell.lock();
-            if !state.allows_voucher(Instant::now()) {
-                return Err(Refusal::TooMany);
-            }
-        }
         let signer = inner.sale.domain.voucher_signer(voucher)?;
         let is_known = {
-            let state = cell.lock();
+            let mut state = cell.lock();
+            // Only who may sign uses the rate up: else anybody could keep the payer from paying.
+            if signer == state.channel.signer && !state.allows_voucher(Instant::now()) {
+                return Err(Refusal::TooMany);
+            }
             let minimum = pricing.output_per_token.0.min(1);
             let is_new = state.channel.check(voucher.amount.0, signer, minimum)?;
             // A voucher that is no new money can still be the first that comes bound to a request.
@@ -359,6 +357,13 @@ impl Payee {
     /// Channels that the ledger has news of.
     pub(crate) async fn news(&self) -> Result<Vec<B256>, Refusal> {
         Ok(self.0.escrow.news().await?)
+    }
+
+    pub(crate) fn closing(&self) -> Vec<B256> {
+        let cells = self.all_cells();
+        let states = cells.iter().map(|cell| cell.lock());
+        let closing = states.filter(|state| state.channel.status == Status::Closing);
+        closing.map(|state| state.channel.id).collect()
     }
 
     pub(crate) fn all_cells(&self) -> Vec<Arc<Cell>> {

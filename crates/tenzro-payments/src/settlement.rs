@@ -98,9 +98,10 @@ impl Payee {
         self.settle_due(&everything).await
     }
 
-    /// Takes in what the ledger says about channels since the last time.
+    /// Takes in what the ledger says about channels since the last time, and about those that are being closed:
+    /// a closing that failed here, too, ends with the ledger's word.
     pub async fn take_news(&self) -> Result<(), Refusal> {
-        for id in self.news().await? {
+        for id in self.closing().into_iter().chain(self.news().await?) {
             match self.cell(id).await {
                 Ok(cell) => self.sync(&cell).await?,
                 // Closed, or another server's.

@@ -6,8 +6,10 @@ use serde_json::json;
 use tenzro_payments::escrow::EscrowError;
 use tenzro_payments::payee::{Charge, Meter, Outcome, Shortage};
 use tenzro_payments::price::Tokens;
+use tenzro_payments::voucher::Domain;
+use tenzro_payments::wire::Payload;
 
-use crate::ledger::reverted;
+use crate::ledger::{CHAIN_ID, ESCROW, reverted};
 use crate::scene::{
     BODY, INPUT, OUTPUT, Payer, Scene, WEALTH, WINDOW, order, payee_address, purse,
 };
@@ -93,7 +95,7 @@ async fn m17_dust_and_nonsense_cost_no_transaction() {
         assert_eq!(problem(&refused), (402, "payment-insufficient"));
     }
     let mut other = scene.payer.open(DEPOSIT, 0);
-    if let tenzro_payments::wire::Payload::Open(open) = &mut other {
+    if let Payload::Open(open) = &mut other {
         open.channel_id = B256::repeat_byte(9);
     }
     assert_eq!(
@@ -121,6 +123,37 @@ async fn m17_vouchers_come_at_a_limited_rate() {
 }
 
 #[tokio::test]
+async fn m17_somebody_elses_vouchers_do_not_use_up_the_payers_rate() {
+    let scene = Scene::new();
+    drop(scene.open(DEPOSIT, 1_000).await);
+    let thief = crate::scene::signer(0x44);
+    let domain = Domain::new(CHAIN_ID, ESCROW);
+    for amount in 0..200 {
+        let mut payload = scene.payer.voucher(amount);
+        if let Payload::Voucher(update) = &mut payload {
+            update.voucher = domain.sign_voucher(&thief, scene.payer.channel(), amount);
+        }
+        let refused = scene.pay(&payload).await.expect_err("stolen");
+        assert_eq!(problem(&refused), (402, "signer-mismatch"));
+    }
+    scene.voucher(2_000).await.expect("the payer pays on");
+}
+
+#[tokio::test]
+async fn m34_a_channel_that_could_not_be_closed_is_served_again() {
+    let scene = Scene::new();
+    let purse = scene.open(DEPOSIT, 1_000).await;
+    scene.chain.state().is_unreadable = true;
+    scene.chain.state().fail = Some(EscrowError::Unavailable("down".to_owned()));
+    let refused = scene.pay(&scene.payer.close(0)).await.expect_err("down");
+    assert_eq!(refused.problem.status, 503);
+    assert!(purse.start(order(10, 32)).is_err(), "nobody knows");
+    scene.chain.state().is_unreadable = false;
+    scene.payee.take_news().await.expect("read");
+    purse.start(order(10, 32)).expect("it is open");
+}
+
+#[tokio::test]
 async fn m05_the_signer_is_checked_before_anything_is_told_or_spent() {
     let scene = Scene::new();
     drop(scene.open(DEPOSIT, 1_000).await);
@@ -130,9 +163,8 @@ async fn m05_the_signer_is_checked_before_anything_is_told_or_spent() {
     };
     for amount in [0, 999, 1_000, 1_001, 500_000] {
         let mut payload = scene.payer.voucher(amount);
-        let domain =
-            tenzro_payments::voucher::Domain::new(crate::ledger::CHAIN_ID, crate::ledger::ESCROW);
-        if let tenzro_payments::wire::Payload::Voucher(update) = &mut payload {
+        let domain = Domain::new(CHAIN_ID, ESCROW);
+        if let Payload::Voucher(update) = &mut payload {
             update.voucher = domain.sign_voucher(&thief.signer, scene.payer.channel(), amount);
         }
         let refused = scene.pay(&payload).await.expect_err("stolen");

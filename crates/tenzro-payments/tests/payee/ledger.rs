@@ -30,6 +30,8 @@ pub(crate) struct State {
     pub(crate) sent: usize,
     /// What the next transactions come to.
     pub(crate) fail: Option<EscrowError>,
+    /// Nothing can be read.
+    pub(crate) is_unreadable: bool,
 }
 
 /// The chain with the payee's wallet.
@@ -159,7 +161,14 @@ impl Escrow for PayeeWallet {
     }
 
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
-        async move { Ok(self.chain.state().channels.get(&id).copied()) }.boxed()
+        async move {
+            let state = self.chain.state();
+            match state.is_unreadable {
+                true => Err(EscrowError::Unavailable("down".to_owned())),
+                false => Ok(state.channels.get(&id).copied()),
+            }
+        }
+        .boxed()
     }
 
     fn submit(&self, deposit: SignedDeposit) -> BoxFuture<'_, Result<B256, EscrowError>> {
