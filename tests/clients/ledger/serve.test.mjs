@@ -8,6 +8,7 @@ import {
   STAKE,
   asOperator,
   balanceOf,
+  challengeFor,
   call,
   code,
   contracts,
@@ -209,7 +210,13 @@ describe("serving on the ledger", () => {
       assert.equal((await call("tenzro_listModels", [])).some((entry) => entry.model_id === model), false);
       await refused("tenzro_stopModel", [{ model }], code.NOT_FOUND, undefined, operator);
 
-      const again = await asOperator("tenzro_serveModel", [{ model, endpoint: server.url, remote: true }]);
+      // With a price on the ledger the endpoint has to ask for it, and to be paid to that wallet.
+      const params = [{ model, endpoint: server.url, remote: true }];
+      await refused("tenzro_serveModel", params, code.ENDPOINT, /does not ask to be paid/, operator);
+      server.challenge = await challengeFor("0x00000000000000000000000000000000000000aa", model);
+      await refused("tenzro_serveModel", params, code.ENDPOINT, /another payee/, operator);
+      server.challenge = await challengeFor(own, model);
+      const again = await asOperator("tenzro_serveModel", params);
       assert.equal(again.endpoint_id, id);
       assert.equal(again.is_active, true);
       await asOperator("tenzro_stopModel", [model]);

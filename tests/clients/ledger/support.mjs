@@ -252,12 +252,16 @@ export function split(signature) {
 
 /**
  * Something that answers like a model server. `answer(request, response)` may answer otherwise; `hits` counts
- * requests.
+ * requests; with a `challenge` it asks to be paid.
  */
 export async function modelServer(models, answer) {
   const server = createServer((request, response) => {
     counted.hits += 1;
     if (answer) return answer(request, response);
+    if (request.url === "/v1/chat/completions" && counted.challenge) {
+      response.writeHead(402, { "www-authenticate": counted.challenge });
+      return response.end();
+    }
     if (request.url !== "/v1/models") {
       response.writeHead(404);
       return response.end();
@@ -276,6 +280,23 @@ export async function modelServer(models, answer) {
     },
   };
   return counted;
+}
+
+/** A payment challenge as a model server gives it (docs/payments.md). */
+export async function challengeFor(recipient, model) {
+  const info = await call("tenzro_networkInfo", []);
+  const request = {
+    amount: "100000000000000",
+    unitType: "llm_token",
+    currency: info.contracts.tnzo,
+    recipient,
+    methodDetails: { chainId: info.chain_id, escrowContract: info.contracts.payment_channels },
+    model: { id: model },
+  };
+  const encoded = Buffer.from(JSON.stringify(request)).toString("base64url");
+  const expires = new Date(Date.now() + 60_000).toISOString();
+  const parts = { id: "challenge-1", realm: "test", method: "evm", intent: "session", request: encoded, expires };
+  return `Payment ${Object.entries(parts).map(([name, value]) => `${name}="${value}"`).join(", ")}`;
 }
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
