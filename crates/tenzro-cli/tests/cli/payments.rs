@@ -6,6 +6,7 @@ mod cheating_payer;
 mod crash;
 mod exit;
 mod fake_provider;
+mod flood;
 mod hand_payer;
 mod honest;
 mod http;

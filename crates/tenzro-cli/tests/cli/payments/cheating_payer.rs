@@ -1,9 +1,10 @@
 //! Payers that want more than they pay for, against a real model server. The provider loses nothing.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 use tenzro_node::operator_token;
+use tenzro_payments::payee::PATIENCE;
 
 use super::hand_payer::HandPayer;
 use super::http::{Answer, Streamed, post};
@@ -58,7 +59,7 @@ fn stop_and_count(market: &Market, channel: PayeeChannel) {
 #[test]
 fn m17_a_payer_that_stops_paying_gets_what_it_paid_for_and_frees_the_slot() {
     let market = Market::new(ChainOf::Consumer);
-    let serving = market.serve(0);
+    let serving = market.serve_with(0, &["--parallel", "1"]);
     let prompt = prompt_tokens(&market, &serving);
     let payer = HandPayer::new(&market, &serving, 1);
     let paid = cost(prompt, 40);
@@ -68,11 +69,7 @@ fn m17_a_payer_that_stops_paying_gets_what_it_paid_for_and_frees_the_slot() {
     assert!(answer.header("payment-receipt").is_some());
     let mut streamed = Streamed::default();
     answer.read_pieces(&mut streamed, u128::MAX);
-    let waited = began.elapsed();
-    assert!(
-        (Duration::from_secs(9)..Duration::from_secs(25)).contains(&waited),
-        "{waited:?}"
-    );
+    assert!(began.elapsed() >= PATIENCE, "it was given time to pay");
     assert_eq!(streamed.finish.as_deref(), Some("payment_required"));
     let names: Vec<&str> = streamed
         .named
@@ -87,7 +84,11 @@ fn m17_a_payer_that_stops_paying_gets_what_it_paid_for_and_frees_the_slot() {
 
     let channel = market.payee_channel();
     assert_eq!((channel.spent, channel.accepted), (paid, paid));
-    assert_eq!(prompt_tokens(&market, &serving), prompt, "the slot is free");
+    assert_eq!(
+        prompt_tokens(&market, &serving),
+        prompt,
+        "the only slot is free"
+    );
     stop_and_count(&market, channel);
 }
 
@@ -142,10 +143,10 @@ fn m02_m24_vouchers_and_credentials_are_good_for_what_they_are_for_only() {
     // A credential for one request is nothing for another one, nor for the same one again.
     let bound = payer.paying_for(5 * price, &body, 1);
     let other = chat(3, false).to_string();
-    assert_eq!(
-        problem(payer.send(&bound, &other)),
-        refusal(402, "verification-failed")
-    );
+    let elsewhere = payer.send_to("completions", &bound, &body);
+    for refused in [payer.send(&bound, &other), elsewhere] {
+        assert_eq!(problem(refused), refusal(402, "verification-failed"));
+    }
     assert_eq!(
         market.payee_channel(),
         channel,

@@ -11,7 +11,9 @@ use mpp::PaymentChallenge;
 use mpp::protocol::core::{Base64UrlJson, parse_authorization};
 use serde_json::{Value, json};
 use tenzro_ledger::channels::{Authorization, ChannelTerms, OpenRequest, Settlement};
-use tenzro_ledger::{Account, Address, B256, Ledger, Offer, Operations, PrivateKeySigner};
+use tenzro_ledger::{
+    Account, Address, B256, Ledger, Offer, Operations, PrivateKeySigner, SendError,
+};
 use tenzro_payments::signature::Signer;
 use tenzro_payments::voucher::{Domain, Usage, Voucher};
 use tenzro_payments::wire::{Open, OpenDeposit, Payload};
@@ -47,6 +49,8 @@ pub(super) struct Till {
     pub(super) trick: Trick,
     /// The highest voucher.
     pub(super) voucher: Option<Voucher>,
+    /// The one before.
+    pub(super) stale: Option<Voucher>,
     /// Wei that it has a right to.
     pub(super) earned: u128,
     /// Requests that brought a payment.
@@ -76,6 +80,7 @@ impl FakeProvider {
         let till = Till {
             trick: Trick::Honest,
             voucher: None,
+            stale: None,
             earned: 0,
             paid_requests: 0,
             ended: 0,
@@ -118,16 +123,15 @@ impl FakeProvider {
         self.till().paid()
     }
 
-    /// Takes on the ledger what it can.
-    pub(super) fn settle(&self) {
-        let voucher = self.till().voucher.expect("a voucher");
+    /// Takes on the ledger what a voucher is worth there.
+    pub(super) fn settle(&self, voucher: &Voucher) -> Result<(), SendError> {
         let row = Settlement {
             channel_id: voucher.channel_id,
             cumulative: voucher.amount.0,
             signature: voucher.signature.0.into(),
         };
         let settled = self.on_ledger(async |operations| operations.settle_channel(&row).await);
-        settled.expect("settled");
+        settled.map(drop)
     }
 
     fn on_ledger<T>(&self, act: impl AsyncFnOnce(Operations<'_>) -> T) -> T {
@@ -235,7 +239,7 @@ impl FakeProvider {
         };
         let mut till = self.till();
         if voucher.amount.0 > till.paid() {
-            till.voucher = Some(voucher);
+            till.stale = till.voucher.replace(voucher);
         }
         self.0.changed.notify_all();
     }

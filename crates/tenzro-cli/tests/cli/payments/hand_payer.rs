@@ -55,6 +55,15 @@ impl HandPayer {
             .expect("read")
     }
 
+    /// Wei for a token of the answer that the server asks for now.
+    pub(super) fn price(&self) -> u128 {
+        let request = self.challenge().request.decode_value().expect("JSON");
+        request["amount"]
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .expect("wei")
+    }
+
     /// Opens the channel with a first voucher and a request.
     pub(super) fn open(&self, deposit: u128, amount: u128, body: &str) -> Answer {
         let far = 4_000_000_000;
@@ -110,8 +119,13 @@ impl HandPayer {
 
     /// Sends a chat with a credential.
     pub(super) fn send(&self, credential: &str, body: &str) -> Answer {
+        self.send_to("chat/completions", credential, body)
+    }
+
+    /// Sends a body with a credential to a path below `/v1`.
+    pub(super) fn send_to(&self, path: &str, credential: &str, body: &str) -> Answer {
         post(
-            &format!("{}/chat/completions", self.url),
+            &format!("{}/{path}", self.url),
             &[("authorization", credential)],
             body,
         )

@@ -5,8 +5,10 @@ use tenzro_node::operator_token;
 use tenzro_payments::books::earnings;
 
 use super::hand_payer::HandPayer;
-use super::http::post;
-use super::market::{ChainOf, MODEL, Market, STAKE, WEALTH, chat, cost_of, rpc};
+use super::http::{Streamed, post};
+use super::market::{
+    ChainOf, INPUT, MODEL, Market, OUTPUT, STAKE, WEALTH, chat, cost, cost_of, rpc, wait_until,
+};
 use crate::Home;
 use crate::ledger::{Anvil, FUNDED};
 
@@ -34,12 +36,20 @@ fn m01_what_every_endpoint_charges_is_what_the_provider_gets() {
     let mut usage = answer["usage"].clone();
     usage["cost"] = answer["cost"].clone();
     charged.push(cost_of(&usage));
+    let texts = json!({"model": MODEL, "input": ["Once upon", "a time"]});
+    // Each text is a request of its own.
+    let embedded = market.ask("v1/embeddings", &texts).json();
+    assert_eq!(embedded["data"].as_array().map(Vec::len), Some(2));
+    let tokens = embedded["usage"]["prompt_tokens"]
+        .as_u64()
+        .expect("a number");
+    charged.push(cost(tokens.into(), 0));
 
     let total: u128 = charged.iter().sum();
     let books = earnings(&market.payee_books()).expect("read");
     assert_eq!(
         (books.requests, books.unsettled, books.settled),
-        (4, total, 0)
+        (6, total, 0)
     );
     let channel = market.payee_channel();
     assert_eq!(channel.spent, total);
@@ -81,6 +91,39 @@ fn m01_what_every_endpoint_charges_is_what_the_provider_gets() {
         .expect("a new channel");
     assert_eq!(open.spent, more);
     market.assert_conserved();
+}
+
+#[test]
+fn m18_an_answer_is_charged_at_the_price_at_which_it_began() {
+    let market = Market::new(ChainOf::Consumer);
+    let serving = market.serve(0);
+    let payer = HandPayer::new(&market, &serving, 0);
+    let mut answer = market.ask("v1/chat/completions", &chat(200, true));
+    let mut streamed = Streamed::default();
+    answer.read_pieces(&mut streamed, 2);
+    // Lower prices hold at once.
+    let cheaper = "provider pricing set --model smollm2-135m --input 0.00001 --output 0.00002";
+    market.provider.ok(&cheaper.split(' ').collect::<Vec<_>>());
+    let shown = || {
+        let endpoint = market
+            .consumer
+            .json(&["model", "endpoint", "--model", MODEL]);
+        endpoint["price_per_output_token"] == "20000000000000"
+    };
+    wait_until("the new price", shown);
+    // The server looks at the ledger every few seconds.
+    let asked = || payer.price() == OUTPUT / 10;
+    wait_until("the server's new price", asked);
+    assert!(!streamed.is_complete);
+    answer.read_pieces(&mut streamed, u128::MAX);
+    assert_eq!(streamed.usage["completion_tokens"], 200);
+    let first = cost_of(&streamed.usage);
+
+    let next = market.ask("v1/chat/completions", &chat(4, false)).json();
+    let number = |name: &str| u128::from(next["usage"][name].as_u64().expect("a number"));
+    let second = number("prompt_tokens") * INPUT / 5 + number("completion_tokens") * OUTPUT / 10;
+    assert_eq!(next["usage"]["cost"], second.to_string());
+    assert_eq!(market.payee_channel().spent, first + second);
 }
 
 #[test]
@@ -128,7 +171,7 @@ fn a_stranger_gets_a_clean_402_and_the_operator_is_served_for_free() {
 const ALSO_FUNDED: &str = "59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
 
 #[test]
-fn m34_the_same_flow_is_paid_on_anvil_by_configuration_only() {
+fn the_same_flow_is_paid_on_anvil_by_configuration_only() {
     let anvil = Anvil::start(31337);
     let (mut provider, mut consumer) = (Home::with_model(), Home::new());
     for (home, key) in [(&provider, ALSO_FUNDED), (&consumer, FUNDED)] {

@@ -1,6 +1,7 @@
 //! A provider and a consumer in homes of their own on one ledger, and what both have in their books.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
@@ -76,10 +77,12 @@ pub(super) fn cost(input: u128, output: u128) -> u128 {
     input * INPUT + output * OUTPUT
 }
 
-/// Of a usage: its tokens at the registered price. Holds `cost`, where it has one, against it.
+/// Of a usage: its tokens at the registered price, which its `cost` has to be.
 pub(super) fn cost_of(usage: &Value) -> u128 {
-    let number = |name: &str| u128::from(usage[name].as_u64().expect("a number"));
+    // Embeddings have a prompt only.
+    let number = |name: &str| u128::from(usage[name].as_u64().unwrap_or(0));
     let expected = cost(number("prompt_tokens"), number("completion_tokens"));
+    assert!(expected > 0, "{usage}");
     assert_eq!(usage["cost"], json!(expected.to_string()), "{usage}");
     expected
 }
@@ -143,10 +146,16 @@ impl Market {
 
     /// Serves on the ledger, on that port or, for 0, a free one, and waits until the consumer sees it.
     pub(super) fn serve(&self, port: u16) -> Serving {
+        self.serve_with(port, &[])
+    }
+
+    /// [`Self::serve`] with more options.
+    pub(super) fn serve_with(&self, port: u16, options: &[&str]) -> Serving {
         let port = port.to_string();
         let more = "--ctx-size 1024 --threads 1 --remote --detach";
         let mut arguments = vec!["--json", "model", "serve", MODEL, "--port", &port];
         arguments.extend(more.split(' '));
+        arguments.extend(options);
         let events = self.provider.ok(&arguments);
         let ready: Value =
             serde_json::from_str(events.lines().last().expect("events")).expect("JSON");
@@ -300,8 +309,7 @@ fn books(home: &Home, wallet: Address) -> PathBuf {
 fn rows(path: &Path, sql: &str) -> Vec<(B256, [u128; 4])> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).expect("books");
-    conn.busy_timeout(std::time::Duration::from_secs(10))
-        .expect("set");
+    conn.busy_timeout(Duration::from_secs(10)).expect("set");
     let mut statement = conn.prepare(sql).expect("the tables");
     let amount = |row: &rusqlite::Row<'_>, index| row.get(index).map(u128::from_be_bytes);
     let read = |row: &rusqlite::Row<'_>| {
@@ -354,11 +362,11 @@ pub(super) fn pass_time(market: &Market, seconds: u64) {
     }
 }
 
-/// Looks again and again.
+/// Looks again and again, with pauses that leave the cores to what is waited for.
 pub(super) fn wait_until(what: &str, is_there: impl Fn() -> bool) {
-    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let patience = Instant::now() + Duration::from_secs(30);
     while !is_there() {
-        assert!(std::time::Instant::now() < patience, "{what} does not come");
-        std::thread::yield_now();
+        assert!(Instant::now() < patience, "{what} does not come");
+        std::thread::park_timeout(Duration::from_millis(2));
     }
 }
