@@ -98,7 +98,7 @@ impl Provider {
     }
 
     /// An answer to a prompt that no cache knows.
-    fn request(&self, number: usize) -> ChatRequest {
+    fn request(&self, number: usize, tokens: u32) -> ChatRequest {
         ChatRequest {
             model: self.model.clone(),
             messages: vec![Message {
@@ -109,7 +109,7 @@ impl Provider {
                 ..Message::default()
             }],
             parameters: Parameters {
-                max_tokens: Some(self.tokens),
+                max_tokens: Some(tokens),
                 temperature: Some(0.0),
                 ignore_eos: Some(true),
                 stream: Some(true),
@@ -122,15 +122,15 @@ impl Provider {
         }
     }
 
-    pub(crate) async fn paid(&self, number: usize) -> anyhow::Result<Timing> {
+    pub(crate) async fn paid(&self, number: usize, tokens: u32) -> anyhow::Result<Timing> {
         let began = Instant::now();
-        let chunks = self.paying.chat(&self.request(number)).await?;
+        let chunks = self.paying.chat(&self.request(number, tokens)).await?;
         time(began, chunks).await
     }
 
-    async fn free(&self, number: usize) -> anyhow::Result<Timing> {
+    async fn free(&self, number: usize, tokens: u32) -> anyhow::Result<Timing> {
         let began = Instant::now();
-        let chunks = self.free.chat(&self.request(number)).await?;
+        let chunks = self.free.chat(&self.request(number, tokens)).await?;
         time(began, chunks).await
     }
 }
@@ -160,13 +160,14 @@ async fn time(began: Instant, mut chunks: Chunks<ChatChunk>) -> anyhow::Result<T
 }
 
 pub(crate) async fn run(provider: &Provider, pairs: usize) -> anyhow::Result<()> {
+    let tokens = provider.tokens;
     // The channel is opened, and everything is warm.
-    provider.paid(1_000_000).await?;
-    provider.free(1_000_001).await?;
+    provider.paid(1_000_000, tokens).await?;
+    provider.free(1_000_001, tokens).await?;
     let (mut paid, mut free) = (Vec::new(), Vec::new());
     for number in 0..pairs {
-        paid.push(provider.paid(2 * number).await?);
-        free.push(provider.free(2 * number + 1).await?);
+        paid.push(provider.paid(2 * number, tokens).await?);
+        free.push(provider.free(2 * number + 1, tokens).await?);
     }
     let ratio = |one: &[Timing], other: &[Timing]| {
         let pairs = one.iter().zip(other);
