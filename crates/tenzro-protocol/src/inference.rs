@@ -66,10 +66,10 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// `Some(n)`: report each token's log probability and its `n` likeliest alternatives (0–20).
     pub logprobs: Option<u8>,
-    /// How many tokens may be computed before more are added; `None` is no limit. Each generated
-    /// token costs one, the end-of-generation token included. While the budget is empty nothing
-    /// is computed, the prompt neither; the generation keeps its place. It is shared by the choices
-    /// of one request.
+    /// How many tokens may be computed before more are added; `None` is no limit. Each token that
+    /// a delta counts costs one, when it is sent: what has no text, or not yet, is computed on the
+    /// token in hand. While the budget is empty nothing is computed, the prompt neither; the
+    /// generation keeps its place. It is shared by the choices of one request.
     pub budget: Option<TokenBudget>,
 }
 
@@ -128,14 +128,16 @@ pub struct Started {
 }
 
 /// Text that is ready to be shown: valid UTF-8, never part of a stop string. One delta may hold
-/// several tokens, and tokens whose text is held back are counted by a later delta.
+/// several tokens, and tokens whose text is held back are counted by a later delta. Tokens without
+/// any text are in none.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Delta {
-    /// The new text; may be empty when only special tokens were generated.
+    /// The new text; not empty.
     pub text: String,
-    /// Tokens generated since the last delta.
+    /// Tokens with text that were generated since the last delta.
     pub token_count: u32,
-    /// One entry per token, when [`GenerateRequest::logprobs`] asked for them.
+    /// One entry per counted token, when [`GenerateRequest::logprobs`] asked for them. They tell the
+    /// text of a token and of others in its place, so they never come before its text.
     pub logprobs: Vec<TokenLogprob>,
 }
 

@@ -58,6 +58,7 @@ impl Choices {
         };
         let mut events = SelectAll::new();
         let unfinished = requests.len();
+        let is_paid = bill.is_some();
         for (index, request) in (0u32..).zip(requests) {
             let mut observer = Observer::new(state.metrics.clone());
             let stream = state
@@ -67,9 +68,12 @@ impl Choices {
                 .map_err(|error| ApiError::from_engine(&error, prompt))?;
             events.push(
                 stream
-                    .map(move |event| {
-                        if let Ok(event) = &event {
+                    .map(move |mut event| {
+                        if let Ok(event) = &mut event {
                             observer.observe(event);
+                            if is_paid {
+                                without_free_logprobs(event);
+                            }
                         }
                         (index, event)
                     })
@@ -174,5 +178,14 @@ impl Choices {
     fn failed(&self, error: &GenerateError) -> ApiError {
         let map = || ApiError::from_engine(error, self.prompt);
         self.span.in_scope(map)
+    }
+}
+
+/// Log probabilities spell tokens: without text, which is what is paid for, none leave.
+fn without_free_logprobs(event: &mut GenerateEvent) {
+    if let GenerateEvent::Delta(delta) = event
+        && delta.text.is_empty()
+    {
+        delta.logprobs.clear();
     }
 }

@@ -346,3 +346,21 @@ async fn a_stream_that_is_cut_while_it_waits_ends_with_an_error_and_its_receipt(
         assert_eq!((till.books().spent, till.books().reserved), (6, 0));
     }
 }
+
+#[tokio::test]
+async fn m26_log_probabilities_come_with_text_that_is_paid_for_or_not_at_all() {
+    for (is_stream, pieces, told, spent) in [
+        (true, vec!["", ""], 0, 0),
+        (false, vec!["", ""], 0, 0),
+        (true, vec!["a", "", "b"], 2, 7),
+        (false, vec!["a", "", "b"], 2, 7),
+    ] {
+        let till = Till::new(8);
+        let setup = open(Script::Say(pieces), &till).await;
+        let body = json!({"stream": is_stream, "logprobs": true, "top_logprobs": 2});
+        let answer = setup.pay(CHAT, "voucher-99", &chat(body)).await;
+        let text = answer.text().await.expect("an answer");
+        assert_eq!(text.matches("\"top_logprobs\":").count(), told, "{text}");
+        assert_eq!(till.books().spent, spent, "{text}");
+    }
+}
