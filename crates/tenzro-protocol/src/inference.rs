@@ -10,6 +10,7 @@
 //! shares their common prefix. With a [`TokenBudget`] the events come as far as tokens are in it,
 //! and go on when more are added.
 
+pub mod prompt_bound;
 mod token_budget;
 
 use std::time::Duration;
@@ -73,13 +74,40 @@ pub struct GenerateRequest {
     pub budget: Option<TokenBudget>,
 }
 
+/// Tokens that prompt and answer have at most together where nobody tells the context of a model.
+pub const CONTEXT_TOKENS_DEFAULT: u32 = 32_768;
+
 /// How large a prompt is, or all inputs of an [`EmbedRequest`] together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptSize {
-    /// Tokens of the rendered prompt.
+    /// Tokens of the rendered prompt, at most.
     pub tokens: u32,
-    /// Whether the engine will count just as many; else it will count as many or fewer.
-    pub is_exact: bool,
+    /// Tokens that it has at least; just as many where the engine can count them.
+    pub least: u32,
+}
+
+impl PromptSize {
+    /// As the engine counts it.
+    pub fn exact(tokens: u32) -> Self {
+        Self {
+            tokens,
+            least: tokens,
+        }
+    }
+
+    /// Of both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.saturating_add(other.tokens),
+            least: self.least.saturating_add(other.least),
+        }
+    }
+
+    /// Whether the engine will count just as many.
+    pub fn is_exact(self) -> bool {
+        self.least == self.tokens
+    }
 }
 
 /// How the next token is chosen. `None` is the engine's default for the model.
@@ -166,6 +194,9 @@ pub struct Finished {
     pub reason: FinishReason,
     /// Tokens used.
     pub usage: Usage,
+    /// Tokens of text that no delta has counted, where an engine tells only at the end how many there
+    /// were.
+    pub late_tokens: u32,
 }
 
 /// Why a generation ended.
@@ -176,7 +207,7 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the end of the context was reached.
     Length,
-    /// The client stopped paying. Said by the HTTP edge, never by an engine.
+    /// The payer stopped paying. Said by the HTTP edge, and by an engine that buys its answers.
     PaymentRequired,
 }
 
@@ -234,6 +265,14 @@ pub enum GenerateError {
         /// Size of the queue.
         waiting_max: u32,
         /// When a place is likely to be free.
+        retry_after: Duration,
+    },
+    /// The engine behind `--upstream` has no room; nothing was computed.
+    #[error("the upstream engine is busy: {message}")]
+    UpstreamBusy {
+        /// Its own text.
+        message: String,
+        /// When it is likely to have some.
         retry_after: Duration,
     },
     /// The request asks for something that cannot be done.

@@ -56,16 +56,21 @@ impl Choices {
             }
             None => None,
         };
-        let mut events = SelectAll::new();
         let unfinished = requests.len();
+        // Side by side: behind another server each of them takes as long as its answer needs to begin.
+        let model = &admission.model.id;
+        let observers: Vec<Observer> = requests
+            .iter()
+            .map(|_| Observer::new(state.metrics.clone()))
+            .collect();
+        let opening = requests
+            .into_iter()
+            .map(|request| state.inference.generate(model, request));
+        let streams = futures::future::try_join_all(opening).await;
+        let streams = streams.map_err(|error| ApiError::from_engine(&error, prompt))?;
+        let mut events = SelectAll::new();
         let is_paid = bill.is_some();
-        for (index, request) in (0u32..).zip(requests) {
-            let mut observer = Observer::new(state.metrics.clone());
-            let stream = state
-                .inference
-                .generate(&admission.model.id, request)
-                .await
-                .map_err(|error| ApiError::from_engine(&error, prompt))?;
+        for ((index, stream), mut observer) in (0u32..).zip(streams).zip(observers) {
             events.push(
                 stream
                     .map(move |mut event| {

@@ -207,6 +207,7 @@ impl Answer {
         self.send(GenerateEvent::Finished(Finished {
             reason,
             usage: self.usage,
+            late_tokens: 0,
         }));
         Outcome::Finished
     }

@@ -9,7 +9,8 @@
 //!
 //! Money is set aside before a token is computed (`granted`), and spent on the disk before it leaves
 //! (`charged`). When what is granted runs low the payer is asked for as much more as makes it a window
-//! again, early enough that the stream need not wait.
+//! again, early enough that the stream need not wait. Less than half a window is not worth going on for:
+//! who pays token by token would have a place in the engine for next to nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,6 +31,10 @@ use crate::wire::{NeedVoucher, Receipt, UsageReceipt};
 
 /// How often, within its patience, a waiting stream looks whether its engine has used up what was granted.
 const LOOKS: u32 = 20;
+
+/// A stream waits in all as long as its patience, and for each window that it delivered this part of it.
+/// Source: our choice; a payer that is asked half a window ahead hardly ever lets a stream wait.
+const PATIENCE_PER_WINDOW: u32 = 4;
 
 /// What a request may use.
 #[derive(Debug, Clone)]
@@ -58,7 +63,8 @@ pub enum Charge {
 /// What a stream that waits learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortage {
-    /// There is more money.
+    /// There is more money, or another request of the channel had what was paid and the payer has to be
+    /// asked again.
     Over,
     /// The payer did not pay in time.
     TooLate,
@@ -82,16 +88,20 @@ pub struct Meter {
     changed: watch::Receiver<u64>,
     began: Instant,
     first_token: Option<Instant>,
-    /// Wei set aside for the prompt until it is charged.
+    /// Wei set aside for the part of the prompt that is not charged.
     prompt: u128,
     charged: Tokens,
     cost: u128,
     /// Output tokens that were granted so far.
     granted: u32,
+    /// Output tokens that are to be delivered and are not granted, if any, with all before them.
+    due: u32,
     /// Amount that the payer was asked for last.
     asked: u128,
-    /// Since when nothing is left to compute with.
-    empty_since: Option<Instant>,
+    /// Since when the payer keeps the stream waiting.
+    waits_since: Option<Instant>,
+    /// How long it did before.
+    waited: Duration,
 }
 
 impl Purse {
@@ -122,6 +132,7 @@ impl Purse {
                 return Err(Refusal::Insufficient { required });
             }
             state.running += 1;
+            state.count_is_paid();
         }
         order.budget.add(u64::from(first));
         Ok(Meter {
@@ -134,10 +145,23 @@ impl Purse {
             charged: Tokens::default(),
             cost: 0,
             granted: first,
+            due: 0,
             asked: 0,
-            empty_since: None,
+            waits_since: None,
+            waited: Duration::ZERO,
             order,
         })
+    }
+
+    /// To be asked before each prompt is counted: those that are not paid for are limited.
+    pub fn allows_count(&self) -> Result<(), Box<super::Refused>> {
+        let mut state = self.cell.lock();
+        if state.allows_count(std::time::Instant::now()) {
+            return Ok(());
+        }
+        let id = state.channel.id;
+        drop(state);
+        Err(Box::new(self.payee.refuse(&Refusal::TooMany, Some(id))))
     }
 
     /// As [`Self::start`], with the refusal in the terms of HTTP.
@@ -151,34 +175,27 @@ impl Purse {
 impl Meter {
     /// Charges tokens right before they leave. When it is done the charge is on the disk.
     pub async fn charge(&mut self, tokens: Tokens) -> Result<Charge, BooksError> {
-        // Never more for the prompt than was set aside for it.
-        let input = match tokens.input {
-            0 => 0,
-            input => input.min(self.order.input_tokens),
-        };
+        // Never more than was ordered.
+        let sum = |charged: u32, more, most| charged.saturating_add(more).min(most);
+        let (charged, order) = (self.charged, &self.order);
         let next = Tokens {
-            input: self.charged.input.max(input),
-            output: self.charged.output.saturating_add(tokens.output),
+            input: sum(charged.input, tokens.input, order.input_tokens),
+            output: sum(charged.output, tokens.output, order.output_tokens),
         };
         // An engine that computes more than was granted: wait for the money.
-        while next.output > self.granted {
-            let missing = next.output - self.granted;
-            if !self.grant(missing) {
-                return Ok(Charge::Short);
-            }
+        self.due = next.output;
+        self.extend();
+        if next.output > self.granted {
+            return Ok(Charge::Short);
         }
-        let cost = self.purse.pricing.cost(next).unwrap_or(u128::MAX);
+        let cost = |tokens| self.purse.pricing.cost(tokens).unwrap_or(u128::MAX);
+        let prompt = |input| cost(Tokens { input, output: 0 });
+        let of_prompt = prompt(next.input).saturating_sub(prompt(charged.input));
+        let cost = cost(next);
         let due = cost.saturating_sub(self.cost);
+        self.prompt = self.prompt.saturating_sub(of_prompt);
         let spent = {
             let mut state = self.purse.cell.lock();
-            if input > 0 {
-                // What the prompt did not need is free again.
-                let unused = self
-                    .prompt
-                    .saturating_sub(due_of_prompt(&self.purse, next.input));
-                state.channel.release(unused);
-                self.prompt = 0;
-            }
             state.channel.spend(due);
             state
                 .unsettled_since
@@ -187,22 +204,35 @@ impl Meter {
         };
         (self.charged, self.cost) = (next, cost);
         self.first_token.get_or_insert_with(Instant::now);
-        self.empty_since = None;
+        self.go_on();
         self.extend();
         self.write(spent, "").await?;
         Ok(Charge::Paid)
     }
 
+    /// Output tokens that can be charged now.
+    pub fn ahead(&mut self) -> u32 {
+        self.extend();
+        self.granted.saturating_sub(self.charged.output)
+    }
+
     /// What has to be told to the payer now, if anything. Each is told once.
     pub fn ask(&mut self) -> Option<NeedVoucher> {
         self.extend();
+        let need = self.need()?;
+        self.asked = need.required_cumulative.0;
+        Some(need)
+    }
+
+    /// What the payer has to be told and was not.
+    fn need(&self) -> Option<NeedVoucher> {
         let ahead = self.granted.saturating_sub(self.charged.output);
         let window = self.window();
-        if !self.order.is_stream || self.granted >= self.order.output_tokens || ahead > window / 2 {
+        let is_enough = ahead > window / 2 && self.due <= self.granted;
+        if !self.order.is_stream || self.granted >= self.order.output_tokens || is_enough {
             return None;
         }
-        let target = self.target();
-        let missing = Tokens::output(target.saturating_sub(self.granted));
+        let missing = Tokens::output(self.target().saturating_sub(self.granted));
         let missing = self.purse.pricing.cost(missing)?;
         let state = self.purse.cell.lock();
         let channel = &state.channel;
@@ -216,11 +246,7 @@ impl Meter {
             true => 1,
             false => self.purse.pricing.cost(Tokens::output(window / 2))?.max(1),
         };
-        if required < self.asked.checked_add(news)? {
-            return None;
-        }
-        self.asked = required;
-        Some(NeedVoucher {
+        (required >= self.asked.checked_add(news)?).then(|| NeedVoucher {
             channel_id: channel.id,
             required_cumulative: Wei(required),
             accepted_cumulative: Wei(channel.accepted()),
@@ -236,18 +262,18 @@ impl Meter {
         loop {
             let before = self.granted;
             self.extend();
-            if self.granted > before {
-                self.empty_since = None;
+            if self.granted > before || self.need().is_some() {
+                self.go_on();
                 return Shortage::Over;
             }
-            let is_complete = self.granted >= self.order.output_tokens;
-            if is_complete || self.order.budget.left() > 0 {
-                self.empty_since = None;
-            } else {
-                let since = *self.empty_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= patience {
+            if self.is_kept_waiting() {
+                let now = Instant::now();
+                let waits = now - *self.waits_since.get_or_insert(now);
+                if waits >= patience || self.waited + waits >= self.patience_in_all() {
                     return Shortage::TooLate;
                 }
+            } else {
+                self.go_on();
             }
             // A closed channel of news would mean that the cell is gone, and it is held here.
             let _ = tokio::time::timeout(patience / LOOKS, self.changed.changed()).await;
@@ -324,41 +350,54 @@ impl Meter {
         milliseconds(first.unwrap_or_default())
     }
 
-    fn window(&self) -> u32 {
+    /// Whether the payer's money is what is missing: nothing can be computed, or delivered.
+    fn is_kept_waiting(&self) -> bool {
+        let is_complete = !self.order.is_stream || self.granted >= self.order.output_tokens;
+        !is_complete && (self.due > self.granted || self.order.budget.is_dry())
+    }
+
+    /// The payer keeps the stream waiting no more.
+    fn go_on(&mut self) {
+        if let Some(since) = self.waits_since.take() {
+            self.waited += since.elapsed();
+        }
+    }
+
+    fn patience_in_all(&self) -> Duration {
+        let patience = self.purse.payee.0.sale.patience;
+        let windows = self.charged.output / self.window();
+        patience + (patience / PATIENCE_PER_WINDOW).saturating_mul(windows)
+    }
+
+    /// Output tokens that are paid ahead at most.
+    pub fn window(&self) -> u32 {
         self.purse.pricing.window_tokens.max(1)
     }
 
-    /// Up to where it may be granted now: one window ahead of what was delivered.
+    /// Up to where it may be granted now: one window ahead of what was delivered, and what waits to be.
     fn target(&self) -> u32 {
         let ahead = self.charged.output.saturating_add(self.window());
-        ahead.min(self.order.output_tokens)
+        ahead.max(self.due).min(self.order.output_tokens)
     }
 
-    /// Grants what the money at hand allows, up to one window ahead.
+    /// Grants what the money at hand allows, up to the target, where it allows enough to go on for.
     fn extend(&mut self) {
-        if self.order.is_stream {
-            let wanted = self.target().saturating_sub(self.granted);
-            self.grant(wanted);
+        let wanted = self.target().saturating_sub(self.granted);
+        if !self.order.is_stream || wanted == 0 {
+            return;
         }
-    }
-
-    /// Grants up to so many more tokens; whether it was any.
-    fn grant(&mut self, wanted: u32) -> bool {
-        if wanted == 0 {
-            return false;
-        }
+        let least = wanted.min((self.window() / 2).max(1));
         let pricing = &self.purse.pricing;
         let mut state = self.purse.cell.lock();
         let affordable = pricing.output_tokens(state.channel.available());
         let tokens = u32::try_from(affordable).unwrap_or(u32::MAX).min(wanted);
         let cost = pricing.cost(Tokens::output(tokens)).unwrap_or(u128::MAX);
-        if tokens == 0 || !state.channel.hold(cost) {
-            return false;
+        if tokens < least || !state.channel.hold(cost) {
+            return;
         }
         drop(state);
         self.granted += tokens;
         self.order.budget.add(u64::from(tokens));
-        true
     }
 
     /// Gives back what is held, once; wei spent on the channel.
@@ -399,11 +438,6 @@ impl fmt::Debug for Meter {
             .field("granted", &self.granted)
             .finish_non_exhaustive()
     }
-}
-
-fn due_of_prompt(purse: &Purse, input: u32) -> u128 {
-    let tokens = Tokens { input, output: 0 };
-    purse.pricing.cost(tokens).unwrap_or(u128::MAX)
 }
 
 fn milliseconds(duration: Duration) -> u64 {
