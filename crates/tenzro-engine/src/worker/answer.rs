@@ -204,6 +204,8 @@ impl Answer {
         if !self.pending.text.is_empty() {
             self.send_pending();
         }
+        // Before the client hears of it.
+        self.hold.give_back();
         self.send(GenerateEvent::Finished(Finished {
             reason,
             usage: self.usage,
