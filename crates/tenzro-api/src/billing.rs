@@ -120,7 +120,7 @@ pub struct Tokens {
 /// Whether tokens may be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charge {
-    /// They are paid for, and written down as delivered.
+    /// They are paid for, and charged.
     Paid,
     /// Not yet: nothing was charged. Wait for [`Meter::changed`] and charge again.
     Short,
@@ -155,8 +155,8 @@ pub struct FinalReceipt {
 
 /// Charges one request. Dropping it gives back what was set aside and not charged.
 pub trait Meter: Send + fmt::Debug {
-    /// Charges tokens right before they leave: when it is done, the charge is on the disk. A charge
-    /// that is dropped before that may or may not have been made; the client has gone then.
+    /// Charges tokens right before they leave. A charge that is dropped before it is done may or may not
+    /// have been made; the client has gone then.
     fn charge(&mut self, tokens: Tokens) -> BoxFuture<'_, Charge>;
 
     /// Output tokens that can be charged now.

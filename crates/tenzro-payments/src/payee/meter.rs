@@ -7,8 +7,9 @@
 //!                at most a window
 //! ```
 //!
-//! Money is set aside before a token is computed (`granted`), and spent on the disk before it leaves
-//! (`charged`). When what is granted runs low the payer is asked for as much more as makes it a window
+//! Money is set aside before a token is computed (`granted`), and spent before it leaves (`charged`). The disk
+//! follows: at once with the first tokens, then for every quarter of a window, and at the end. Between two
+//! writes a crash costs the payee what it delivered, and never the payer. When what is granted runs low the payer is asked for as much more as makes it a window
 //! again, early enough that the stream need not wait. Less than half a window is not worth going on for:
 //! who pays token by token would have a place in the engine for next to nothing.
 
@@ -32,6 +33,10 @@ use crate::wire::{NeedVoucher, Receipt, UsageReceipt};
 /// How often, within its patience, a waiting stream looks whether its engine has used up what was granted.
 const LOOKS: u32 = 20;
 
+/// The part of a window after which what was charged is written down again: each write costs more time than a
+/// token takes.
+const WRITES_PER_WINDOW: u32 = 4;
+
 /// A stream waits in all as long as its patience, and for each window that it delivered this part of it.
 /// Source: our choice; a payer that is asked half a window ahead hardly ever lets a stream wait.
 const PATIENCE_PER_WINDOW: u32 = 4;
@@ -54,7 +59,7 @@ pub struct Order {
 /// Whether tokens may be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charge {
-    /// They are paid for, and written down.
+    /// They are paid for, and charged.
     Paid,
     /// Not yet.
     Short,
@@ -91,6 +96,8 @@ pub struct Meter {
     /// Wei set aside for the part of the prompt that is not charged.
     prompt: u128,
     charged: Tokens,
+    /// Of them those that are on the disk.
+    written: Tokens,
     cost: u128,
     /// Output tokens that were granted so far.
     granted: u32,
@@ -143,6 +150,7 @@ impl Purse {
             first_token: None,
             prompt,
             charged: Tokens::default(),
+            written: Tokens::default(),
             cost: 0,
             granted: first,
             due: 0,
@@ -173,7 +181,8 @@ impl Purse {
 }
 
 impl Meter {
-    /// Charges tokens right before they leave. When it is done the charge is on the disk.
+    /// Charges tokens right before they leave. When it is done the charge is on the disk, or less than a
+    /// quarter of a window is not.
     pub async fn charge(&mut self, tokens: Tokens) -> Result<Charge, BooksError> {
         // Never more than was ordered.
         let sum = |charged: u32, more, most| charged.saturating_add(more).min(most);
@@ -194,19 +203,22 @@ impl Meter {
         let cost = cost(next);
         let due = cost.saturating_sub(self.cost);
         self.prompt = self.prompt.saturating_sub(of_prompt);
-        let spent = {
+        {
             let mut state = self.purse.cell.lock();
             state.channel.spend(due);
             state
                 .unsettled_since
                 .get_or_insert_with(std::time::Instant::now);
-            state.channel.spent
-        };
+        }
         (self.charged, self.cost) = (next, cost);
         self.first_token.get_or_insert_with(Instant::now);
         self.go_on();
         self.extend();
-        self.write(spent, "").await?;
+        let lag = self.charged.output - self.written.output;
+        let lag_max = (self.window() / WRITES_PER_WINDOW).max(1);
+        if self.written == Tokens::default() || lag >= lag_max {
+            self.write("").await?;
+        }
         Ok(Charge::Paid)
     }
 
@@ -282,11 +294,10 @@ impl Meter {
 
     /// Ends the request. What was held is free again.
     pub async fn finish(mut self, outcome: Outcome) -> Receipt {
-        let spent = self.release();
+        self.release();
         if self.charged != Tokens::default()
-            && let Err(error) = self.write(spent, &outcome.finish).await
+            && let Err(error) = self.write(&outcome.finish).await
         {
-            // All charges are written down; only how the request ended is not.
             tracing::warn!(%error, "the end of a request cannot be written down");
         }
         self.receipt(&outcome)
@@ -324,9 +335,21 @@ impl Meter {
         receipt
     }
 
-    async fn write(&self, spent: u128, finish: &str) -> Result<(), BooksError> {
+    async fn write(&mut self, finish: &str) -> Result<(), BooksError> {
+        let charged = self.charged;
+        let change = self.change(finish);
+        self.purse.payee.0.books.write(change).await?;
+        self.written = charged;
+        Ok(())
+    }
+
+    /// What there is to be written down.
+    fn change(&self, finish: &str) -> Change {
         let inner = &self.purse.payee.0;
-        let channel_id = self.purse.cell.lock().channel.id;
+        let (channel_id, spent) = {
+            let state = self.purse.cell.lock();
+            (state.channel.id, state.channel.spent)
+        };
         let duration = self.began.elapsed();
         let served = Served {
             key: self.key,
@@ -342,7 +365,7 @@ impl Meter {
             duration_ms: milliseconds(duration),
         };
         let served = Box::new(served);
-        inner.books.write(Change::Spent { spent, served }).await
+        Change::Spent { spent, served }
     }
 
     fn ttft_ms(&self) -> u64 {
@@ -400,14 +423,13 @@ impl Meter {
         self.order.budget.add(u64::from(tokens));
     }
 
-    /// Gives back what is held, once; wei spent on the channel.
-    fn release(&mut self) -> u128 {
+    /// Gives back what is held, once.
+    fn release(&mut self) {
         let uncharged = self.granted.saturating_sub(self.charged.output);
         let held = self.purse.pricing.cost(Tokens::output(uncharged));
         let held = held.unwrap_or_default().saturating_add(self.prompt);
         let mut state = self.purse.cell.lock();
         state.channel.release(held);
-        let spent = state.channel.spent;
         let settles = state.unsettled_since.is_some();
         drop(state);
         (self.granted, self.prompt) = (self.charged.output, 0);
@@ -416,14 +438,19 @@ impl Meter {
         if settles {
             self.purse.payee.0.settle.notify_one();
         }
-        spent
     }
 }
 
-/// Gives back what was held when a client leaves.
+/// Gives back what was held when a client leaves, and lets what was charged be written down.
 impl Drop for Meter {
     fn drop(&mut self) {
         self.release();
+        if self.charged != self.written {
+            let change = self.change("");
+            if let Err(error) = self.purse.payee.0.books.post(change) {
+                tracing::warn!(%error, "the last charge of a request cannot be written down");
+            }
+        }
         let mut state = self.purse.cell.lock();
         state.running = state.running.saturating_sub(1);
     }
