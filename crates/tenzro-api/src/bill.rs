@@ -4,7 +4,8 @@
 //! count prompts ─▶ Purse::start (money set aside) ─▶ Inference ─▶ Tally ─▶ Meter::charge ─▶ client
 //! ```
 //!
-//! Charged are the tokens of text that leaves, and the prompts once some of it does.
+//! Charged are the tokens of text that leaves, and the prompts once some of it does. Of a prompt that only
+//! the engine can count that is at first as much as it has at least.
 
 mod tally;
 
@@ -12,10 +13,11 @@ use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
 use tenzro_protocol::inference::{
-    EmbedRequest, GenerateEvent, GenerateRequest, ModelCard, PromptSize, TokenBudget,
+    CONTEXT_TOKENS_DEFAULT, EmbedRequest, GenerateEvent, GenerateRequest, ModelCard, PromptSize,
+    TokenBudget,
 };
 
-use crate::billing::{Change, Charge, FinalReceipt, Meter, Order, Outcome, Purse, Tokens};
+use crate::billing::{Change, Charge, FinalReceipt, Meter, Order, Outcome, Purse, Refusal, Tokens};
 use crate::error::{ApiError, Failure};
 use crate::gate::with_receipt;
 use crate::metrics::{Metrics, Waiting};
@@ -40,7 +42,9 @@ pub(crate) struct Bill {
     metrics: Arc<Metrics>,
     /// All prompts together, as they were counted before.
     prompts: PromptSize,
-    is_input_charged: bool,
+    /// Tokens of them that were charged.
+    input_charged: u32,
+    budget: TokenBudget,
     tally: Tally,
 }
 
@@ -54,16 +58,13 @@ impl Bill {
         requests: &mut [GenerateRequest],
         terms: Terms,
     ) -> Result<Self, Failure> {
-        let mut prompts = PromptSize {
-            tokens: 0,
-            is_exact: true,
-        };
+        allow_count(state, payer.purse.as_ref())?;
+        let mut prompts = PromptSize::exact(0);
         let mut output_tokens = 0u32;
         for answers in requests.chunks(terms.n.max(1) as usize) {
             let count = state.inference.count_prompt(&model.id, &answers[0]).await;
             let count = count.map_err(|error| ApiError::from_engine(&error, terms.prompt))?;
-            prompts.tokens = prompts.tokens.saturating_add(count.tokens);
-            prompts.is_exact &= count.is_exact;
+            prompts = prompts.plus(count);
             for answer in answers {
                 let most = answer_tokens_max(answer, count, model);
                 output_tokens = output_tokens.saturating_add(most);
@@ -91,6 +92,7 @@ impl Bill {
         model: &ModelCard,
         request: &EmbedRequest,
     ) -> Result<Self, Failure> {
+        allow_count(state, payer.purse.as_ref())?;
         let inputs = state.inference.count_inputs(&model.id, request).await;
         let inputs = inputs.map_err(|error| ApiError::from_engine(&error, "input"))?;
         let order = Order {
@@ -111,6 +113,7 @@ impl Bill {
         tally: Tally,
     ) -> Result<Self, Failure> {
         let payments = &state.metrics.payments;
+        let budget = order.budget.clone();
         let meter = purse.start(order);
         let meter = meter.inspect_err(|refusal| payments.refused(refusal))?;
         payments.paid();
@@ -119,7 +122,8 @@ impl Bill {
             meter,
             metrics: Arc::clone(&state.metrics),
             prompts,
-            is_input_charged: false,
+            input_charged: 0,
+            budget,
             tally,
         })
     }
@@ -139,34 +143,64 @@ impl Bill {
         &self.tally
     }
 
-    /// Charges for events that are about to leave. False when they are not paid for; nothing was
-    /// charged then.
+    /// Text that comes at once costs no more than a window: nobody pays more of it ahead, and waiting
+    /// for more would wait for ever. Such text was held back because of a stop string.
+    pub(crate) fn bound(&self, (_, event): &mut Numbered) {
+        if let GenerateEvent::Delta(delta) = event {
+            let most = self.meter.window();
+            let given = delta.token_count.saturating_sub(most);
+            if given > 0 {
+                delta.token_count = most;
+                self.budget.add(u64::from(given));
+            }
+        }
+    }
+
+    /// How many of these events are paid for together; at least one, which may not be.
+    pub(crate) fn paid_for<'a>(&mut self, events: impl Iterator<Item = &'a Numbered>) -> usize {
+        let mut left = self.meter.ahead();
+        let paid = events.take_while(|(_, event)| match left.checked_sub(tokens_of(event)) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        });
+        paid.count().max(1)
+    }
+
+    /// Charges for events that are about to leave, and with the first of them for the prompts, as far as
+    /// their size is known. False when they are not paid for; nothing was charged then.
     pub(crate) async fn charge<'a>(&mut self, events: impl Iterator<Item = &'a Numbered>) -> bool {
         let output = events.map(|(_, event)| tokens_of(event));
         let output = output.fold(0, u32::saturating_add);
         if output == 0 {
             return true;
         }
-        // A prompt whose size the engine will tell at its end is charged then.
-        let is_due = self.prompts.is_exact && !self.is_input_charged;
-        let input = if is_due { self.prompts.tokens } else { 0 };
+        let input = self.prompts.least.saturating_sub(self.input_charged);
         self.pay(Tokens { input, output }).await
     }
 
-    /// Charges for the prompts, where that was not done with the first tokens; to be called after the
-    /// last ones. Prompts whose size nobody told are not charged. False as in [`Self::charge`].
+    /// Charges for the rest of prompts whose size the engine tells at its end; to be called after the
+    /// last tokens. False as in [`Self::charge`].
     pub(crate) async fn charge_rest(&mut self) -> bool {
-        let input = self.tally.prompt_tokens().min(self.prompts.tokens);
-        if self.is_input_charged || input == 0 || self.tally.output_tokens() == 0 {
+        let input = self.input_tokens().saturating_sub(self.input_charged);
+        if input == 0 || self.tally.output_tokens() == 0 {
             return true;
         }
         self.pay(Tokens { input, output: 0 }).await
     }
 
+    /// Tokens of the prompts as the engine told them, within what was known before.
+    fn input_tokens(&self) -> u32 {
+        let told = self.tally.prompt_tokens().min(self.prompts.tokens);
+        told.max(self.prompts.least)
+    }
+
     async fn pay(&mut self, tokens: Tokens) -> bool {
         let is_paid = self.meter.charge(tokens).await == Charge::Paid;
         if is_paid {
-            self.is_input_charged |= tokens.input > 0;
+            self.input_charged = self.input_charged.saturating_add(tokens.input);
             self.metrics.payments.charged(tokens);
         }
         is_paid
@@ -204,7 +238,7 @@ impl Bill {
     /// Charges a whole answer that the tally has noted, and puts the receipt on it.
     pub(crate) async fn settle(mut self, answer: impl IntoResponse) -> Result<Response, ApiError> {
         let tokens = Tokens {
-            input: self.tally.prompt_tokens().min(self.prompts.tokens),
+            input: self.input_tokens(),
             output: self.tally.output_tokens(),
         };
         if tokens.output > 0 {
@@ -221,7 +255,7 @@ impl Bill {
         tokens: u32,
         answer: impl IntoResponse,
     ) -> Result<Response, ApiError> {
-        let input = tokens.min(self.prompts.tokens);
+        let input = tokens.clamp(self.prompts.least, self.prompts.tokens);
         self.settle_tokens(Tokens { input, output: 0 }).await?;
         let receipt = self.finish("stop").await;
         Ok(with_receipt(receipt.header, answer.into_response()))
@@ -249,13 +283,15 @@ pub(crate) struct Terms {
     pub(crate) prompt: &'static str,
 }
 
+fn allow_count(state: &AppState, purse: &dyn Purse) -> Result<(), Failure> {
+    let refused = |refusal: &Refusal| state.metrics.payments.refused(refusal);
+    Ok(purse.allows_count().inspect_err(refused)?)
+}
+
 /// Most tokens of an answer: what was asked for, and what the context has room for.
 fn answer_tokens_max(request: &GenerateRequest, prompt: PromptSize, model: &ModelCard) -> u32 {
     // Where the prompt may turn out smaller there is more room.
-    let taken = if prompt.is_exact { prompt.tokens } else { 0 };
-    let room = model
-        .context_length
-        .unwrap_or(u32::MAX)
-        .saturating_sub(taken);
+    let context = model.context_length.unwrap_or(CONTEXT_TOKENS_DEFAULT);
+    let room = context.saturating_sub(prompt.least);
     request.max_tokens.unwrap_or(u32::MAX).min(room)
 }

@@ -1,6 +1,7 @@
 //! The seam between the HTTP edge and whoever keeps the money.
 //!
 //! ```text
+//! headers ─▶ Billing::check
 //! request ─▶ Billing::pay ─▶ Purse::start ─▶ Meter ┬ charge   before tokens leave
 //!               │ Refusal        │ Refusal         ├ ask      what the client has to pay next
 //!               ▼                ▼                 ├ changed  it paid, or did not in time
@@ -20,6 +21,10 @@ use tenzro_protocol::inference::TokenBudget;
 pub trait Billing: Send + Sync + fmt::Debug + 'static {
     /// What a request without a payment is answered. Touches neither disk nor model.
     fn challenge(&self) -> Refusal;
+
+    /// Whether a payment answers a challenge of this server, before anything else is looked at. Touches
+    /// neither disk nor model.
+    fn check(&self, credential: &Credential) -> Result<(), Refusal>;
 
     /// Takes the payment of a request in: money is on the disk before it counts.
     fn pay(&self, request: PaidRequest) -> BoxFuture<'_, Result<Payment, Refusal>>;
@@ -78,6 +83,10 @@ pub trait Purse: Send + Sync + fmt::Debug {
     /// Value of `Payment-Receipt` as things stand.
     fn receipt(&self) -> String;
 
+    /// To be asked before a prompt is counted: who has prompts counted, time after time, and does not pay
+    /// for them has to wait.
+    fn allows_count(&self) -> Result<(), Refusal>;
+
     /// Sets money aside for a request: for its prompt and one window of output, or, where the answer comes
     /// in one piece, for all of it.
     fn start(&self, order: Order) -> Result<Box<dyn Meter>, Refusal>;
@@ -101,7 +110,8 @@ pub struct Order {
 /// Tokens that are about to be delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tokens {
-    /// Of the prompts: once, with the first tokens of the answer.
+    /// Of the prompts: with the first tokens of the answer, and what is known of them only at its end
+    /// after the last ones.
     pub input: u32,
     /// Of the answers.
     pub output: u32,
@@ -110,7 +120,7 @@ pub struct Tokens {
 /// Whether tokens may be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charge {
-    /// They are paid for, and written down as delivered.
+    /// They are paid for, and charged.
     Paid,
     /// Not yet: nothing was charged. Wait for [`Meter::changed`] and charge again.
     Short,
@@ -119,7 +129,7 @@ pub enum Charge {
 /// What happened while a stream waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// There is more money.
+    /// There is more money, or more to ask for.
     More,
     /// The client did not pay in time: the stream has to end.
     TooLate,
@@ -145,18 +155,23 @@ pub struct FinalReceipt {
 
 /// Charges one request. Dropping it gives back what was set aside and not charged.
 pub trait Meter: Send + fmt::Debug {
-    /// Charges tokens right before they leave: when it is done, the charge is on the disk. A charge
-    /// that is dropped before that may or may not have been made; the client has gone then.
+    /// Charges tokens right before they leave. A charge that is dropped before it is done may or may not
+    /// have been made; the client has gone then.
     fn charge(&mut self, tokens: Tokens) -> BoxFuture<'_, Charge>;
+
+    /// Output tokens that can be charged now.
+    fn ahead(&mut self) -> u32;
+
+    /// Output tokens that a stream's client pays ahead at most.
+    fn window(&self) -> u32;
 
     /// JSON of a `payment-need-voucher` event that is due; each is given once.
     fn ask(&mut self) -> Option<String>;
 
     /// Waits for the client to pay; may be dropped and called again at any time. The client has its time
-    /// from the last charge on, and only while the engine cannot go on: the budget is empty with less
-    /// than the whole order paid for, or a charge was [`Charge::Short`]. Otherwise it waits without a
-    /// limit. What counts is the budget, not the tokens charged: some of those that are computed have
-    /// no text and are free, or wait for the rest of their text.
+    /// only while the engine cannot go on: the budget is dry with less than the whole order paid for, or
+    /// a charge was [`Charge::Short`]. Otherwise it waits without a limit. Where something is to be told
+    /// to the client meanwhile, this is [`Change::More`], and [`Meter::ask`] has it.
     fn changed(&mut self) -> BoxFuture<'_, Change>;
 
     /// Ends the request.

@@ -164,7 +164,8 @@ impl ApiError {
                     ..Self::invalid(prompt, error.to_string())
                 }
             }
-            GenerateError::QueueFull { retry_after, .. } => Self {
+            GenerateError::QueueFull { retry_after, .. }
+            | GenerateError::UpstreamBusy { retry_after, .. } => Self {
                 code: Some("queue_full"),
                 retry_after: Some(*retry_after),
                 ..Self::new(

@@ -3,8 +3,9 @@
 //! ```text
 //! request ┬ operator's token ─────────────────────▶ handler, for free
 //!         ├ no payment ───────────────────────────▶ 402; the body is not read for it
-//!         └ payment ─▶ body ─▶ Billing::pay ┬ Purse ▶ handler, which finds a Payer
-//!                                           └ Done, or no body ▶ 200 with a receipt
+//!         └ payment ─▶ Billing::check ┬ no answer to a challenge ─▶ 402, as without a payment
+//!                                     └ body ─▶ Billing::pay ┬ Purse ▶ handler, which finds a Payer
+//!                                                            └ Done, or no body ▶ 200 with a receipt
 //! ```
 
 use std::sync::Arc;
@@ -87,16 +88,13 @@ async fn admit(state: &AppState, billing: &dyn Billing, request: Request, next: 
         Ok(Some(credential)) => credential,
         Ok(None) => {
             state.metrics.payments.unpaid();
-            let lives_on = drain(request);
-            let mut response = billing.challenge().into_response();
-            if !lives_on {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(header::CONNECTION, close);
-            }
-            return response;
+            return unread(request, billing.challenge().into_response());
         }
-        Err(detail) => return refuse(state, Refusal::malformed(detail)),
+        Err(detail) => return unread(request, refuse(state, Refusal::malformed(detail))),
     };
+    if let Err(refusal) = billing.check(&credential) {
+        return unread(request, refuse(state, refusal));
+    }
     let (mut parts, body) = request.into_parts();
     let body = match extract::body_bytes(body, &state.limits).await {
         Ok(body) => Bytes::from(body),
@@ -126,6 +124,15 @@ async fn admit(state: &AppState, billing: &dyn Billing, request: Request, next: 
     };
     state.metrics.payments.paid();
     with_receipt(receipt, StatusCode::OK.into_response())
+}
+
+/// An answer to a request whose body is not read for it.
+fn unread(request: Request, mut response: Response) -> Response {
+    if !drain(request) {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 fn refuse(state: &AppState, refusal: Refusal) -> Response {

@@ -86,7 +86,7 @@ impl<W: ChunkWriter> PaidStream<W> {
             }
             if out.is_empty() {
                 match self.wait(&mut bill).await {
-                    Wake::Event(event) => self.read(event),
+                    Wake::Event(event) => self.read(event, &bill),
                     Wake::Payment(Change::More) => {
                         self.is_short = false;
                         self.waiting = None;
@@ -112,15 +112,12 @@ impl<W: ChunkWriter> PaidStream<W> {
     /// Writes what is paid for.
     async fn deliver(&mut self, bill: &mut Bill, out: &mut Events) {
         while !self.queue.is_empty() && !self.is_short {
-            let count = if bill.charge(self.queue.iter()).await {
-                self.queue.len()
-            } else if bill.charge(self.queue.iter().take(1)).await {
-                1
-            } else {
+            let count = bill.paid_for(self.queue.iter());
+            if !bill.charge(self.queue.iter().take(count)).await {
                 self.is_short = true;
                 self.waiting.get_or_insert_with(|| bill.waiting());
-                0
-            };
+                break;
+            }
             for event in self.queue.drain(..count) {
                 bill.note(&event);
                 self.writer.event(event.0, event.1, out);
@@ -150,11 +147,14 @@ impl<W: ChunkWriter> PaidStream<W> {
     }
 
     /// Takes an event, and those that are there already.
-    fn read(&mut self, event: Option<ChoiceEvent>) {
+    fn read(&mut self, event: Option<ChoiceEvent>, bill: &Bill) {
         let mut next = Some(event);
         while let Some(event) = next.take() {
             match event {
-                Some(Ok(event)) => self.queue.push_back(event),
+                Some(Ok(mut event)) => {
+                    bill.bound(&mut event);
+                    self.queue.push_back(event);
+                }
                 Some(Err(error)) => self.end = Some(Err(error)),
                 None => self.end = Some(Ok(())),
             }
@@ -195,6 +195,7 @@ impl<W: ChunkWriter> PaidStream<W> {
             let finished = Finished {
                 reason: FinishReason::PaymentRequired,
                 usage,
+                late_tokens: 0,
             };
             let event = (index, GenerateEvent::Finished(finished));
             bill.note(&event);

@@ -9,8 +9,8 @@ use mpp::protocol::core::{Receipt as Envelope, format_receipt};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tenzro_api::billing::{
-    Billing, Change, Charge, FinalReceipt, Meter, Order, Outcome, PaidRequest, Payment, Purse,
-    Refusal, Tokens,
+    Billing, Change, Charge, Credential, FinalReceipt, Meter, Order, Outcome, PaidRequest, Payment,
+    Purse, Refusal, Tokens,
 };
 use tenzro_api::token_hash;
 use tenzro_payments::payee::{self, Accepted, Paid, Payee, Refused, Shortage};
@@ -40,6 +40,10 @@ impl Billing for Till {
         refusal(self.payee.challenge())
     }
 
+    fn check(&self, credential: &Credential) -> Result<(), Refusal> {
+        self.payee.check(&credential.0).map_err(refusal)
+    }
+
     fn pay(&self, request: PaidRequest) -> BoxFuture<'_, Result<Payment, Refusal>> {
         async move {
             let paid = Paid {
@@ -67,6 +71,11 @@ struct OpenPurse(payee::Purse);
 impl Purse for OpenPurse {
     fn receipt(&self) -> String {
         header(&self.0.receipt())
+    }
+
+    fn allows_count(&self) -> Result<(), Refusal> {
+        let allowed = self.0.allows_count();
+        allowed.map_err(|refused| refusal(*refused))
     }
 
     fn start(&self, order: Order) -> Result<Box<dyn Meter>, Refusal> {
@@ -109,6 +118,14 @@ impl Meter for RunningMeter {
             }
         }
         .boxed()
+    }
+
+    fn ahead(&mut self) -> u32 {
+        self.meter.ahead()
+    }
+
+    fn window(&self) -> u32 {
+        self.meter.window()
     }
 
     fn ask(&mut self) -> Option<String> {

@@ -55,13 +55,6 @@ async fn tokenizing<T: Send + 'static>(
     })?
 }
 
-fn exact(tokens: u32) -> PromptSize {
-    PromptSize {
-        tokens,
-        is_exact: true,
-    }
-}
-
 impl Inference for LocalInference {
     fn state(&self) -> ServerState {
         match self.loaded.get() {
@@ -100,7 +93,7 @@ impl Inference for LocalInference {
         let (engine, request) = (self.engine().cloned(), request.clone());
         Box::pin(async move {
             let tokens = tokenizing(engine, move |engine| engine.count_prompt(&request));
-            Ok(exact(tokens.await?))
+            Ok(PromptSize::exact(tokens.await?))
         })
     }
 
@@ -121,7 +114,7 @@ impl Inference for LocalInference {
         let (engine, request) = (self.engine().cloned(), request.clone());
         Box::pin(async move {
             let tokens = tokenizing(engine, move |engine| engine.count_inputs(&request));
-            Ok(exact(tokens.await?))
+            Ok(PromptSize::exact(tokens.await?))
         })
     }
 

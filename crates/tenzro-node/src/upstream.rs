@@ -2,7 +2,6 @@
 //! are counted by the usage that it reports.
 
 mod answer;
-mod prompt_bound;
 mod unpaid;
 
 use std::sync::Arc;
@@ -12,8 +11,8 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use tenzro_api::{GenerateStream, Inference};
 use tenzro_protocol::inference::{
-    EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest, ModelCard, Prompt,
-    PromptSize, ServerState,
+    CONTEXT_TOKENS_DEFAULT, EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest,
+    ModelCard, Prompt, PromptSize, ServerState, prompt_bound,
 };
 use tenzro_protocol::openai::chat::{ChatRequest, Content, Message};
 use tenzro_protocol::openai::completions::{CompletionRequest, Input};
@@ -56,10 +55,13 @@ impl Inference for Upstream {
         request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
         let (client, name) = (Arc::clone(&self.client), self.name.clone());
+        let context = self.card.context_length.unwrap_or(CONTEXT_TOKENS_DEFAULT);
         Box::pin(async move {
             let parameters = parameters(&request);
+            // Nobody pays for more than fits the context.
+            let context = request.budget.as_ref().map(|_| context);
             let allowance = Allowance {
-                answer_tokens_max: request.max_tokens,
+                answer_tokens_max: request.max_tokens.or(context),
                 budget: request.budget,
             };
             match request.prompt {
@@ -107,8 +109,8 @@ impl Inference for Upstream {
         _model: &str,
         request: &GenerateRequest,
     ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
-        let tokens = prompt_bound::prompt_tokens_max(&request.prompt);
-        Box::pin(async move { Ok(at_most(tokens)) })
+        let size = prompt_bound::prompt_size(&request.prompt);
+        Box::pin(async move { Ok(size) })
     }
 
     fn embed(
@@ -155,12 +157,13 @@ impl Inference for Upstream {
         _model: &str,
         request: &EmbedRequest,
     ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
-        let bound = |input: &Prompt| match input {
+        let bound = |all: PromptSize, input: &Prompt| match input {
             Prompt::Chat(_) => Err(conversation()),
-            input => Ok(prompt_bound::prompt_tokens_max(input)),
+            input => Ok(all.plus(prompt_bound::prompt_size(input))),
         };
-        let tokens = request.inputs.iter().map(bound).sum::<Result<u64, _>>();
-        Box::pin(async move { tokens.map(at_most) })
+        let nothing = PromptSize::exact(0);
+        let size = request.inputs.iter().try_fold(nothing, bound);
+        Box::pin(async move { size })
     }
 
     fn gauges(&self) -> Option<EngineGauges> {
@@ -210,13 +213,6 @@ fn conversation() -> GenerateError {
     }
 }
 
-fn at_most(tokens: u64) -> PromptSize {
-    PromptSize {
-        tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
-        is_exact: false,
-    }
-}
-
 fn not_understood(message: &str) -> GenerateError {
     GenerateError::Upstream {
         status: None,
@@ -244,8 +240,8 @@ fn refused(error: &ClientError) -> GenerateError {
                     param: "prompt",
                     message: object.message.clone(),
                 },
-                429 => GenerateError::QueueFull {
-                    waiting_max: 0,
+                429 => GenerateError::UpstreamBusy {
+                    message: object.message.clone(),
                     retry_after: retry_after.unwrap_or(Duration::from_secs(1)),
                 },
                 503 => GenerateError::Unavailable {

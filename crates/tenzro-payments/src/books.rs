@@ -76,7 +76,7 @@ pub enum Change {
         /// Whether it came bound to a request.
         binds_requests: bool,
     },
-    /// Tokens are about to be delivered, or a request is over.
+    /// Tokens are being delivered, or a request is over.
     Spent {
         /// Wei since the channel was opened.
         spent: u128,
@@ -154,6 +154,12 @@ impl Books {
         let (answer, written) = oneshot::channel();
         self.send(Request::Write(change, answer))?;
         written.await.map_err(|_| BooksError::Closed)?
+    }
+
+    /// Lets a change be written down with the next ones, and does not wait for it.
+    pub fn post(&self, change: Change) -> Result<(), BooksError> {
+        let (answer, _) = oneshot::channel();
+        self.send(Request::Write(change, answer))
     }
 
     /// Makes a channel this owner's; fails where another server has it. Where the books know it, they know

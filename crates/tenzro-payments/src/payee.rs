@@ -153,10 +153,23 @@ impl Payee {
         self.refuse(&Refusal::Unpaid, None)
     }
 
+    /// Whether a credential answers a challenge of this payee: no more is looked at.
+    pub fn check(&self, credential: &str) -> Result<(), Refused> {
+        let credential = self.parse(credential)?;
+        let terms = self.0.challenges.terms(&credential.challenge);
+        terms
+            .map(drop)
+            .map_err(|refusal| self.refuse(&refusal, None))
+    }
+
+    fn parse(&self, credential: &str) -> Result<PaymentCredential, Refused> {
+        parse_authorization(credential)
+            .map_err(|error| self.refuse(&Refusal::Malformed(error.to_string()), None))
+    }
+
     /// Takes a payment in.
     pub async fn pay(&self, paid: Paid<'_>) -> Result<Accepted, Refused> {
-        let credential = parse_authorization(paid.credential)
-            .map_err(|error| self.refuse(&Refusal::Malformed(error.to_string()), None))?;
+        let credential = self.parse(paid.credential)?;
         let channel_id = channel_of(&credential);
         let taken = self.take(&credential, paid).await;
         taken.map_err(|refusal| self.refuse(&refusal, channel_id))

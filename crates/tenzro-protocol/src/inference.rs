@@ -10,6 +10,7 @@
 //! shares their common prefix. With a [`TokenBudget`] the events come as far as tokens are in it,
 //! and go on when more are added.
 
+pub mod prompt_bound;
 mod token_budget;
 
 use std::time::Duration;
@@ -66,20 +67,47 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// `Some(n)`: report each token's log probability and its `n` likeliest alternatives (0–20).
     pub logprobs: Option<u8>,
-    /// How many tokens may be computed before more are added; `None` is no limit. Each generated
-    /// token costs one, the end-of-generation token included. While the budget is empty nothing
-    /// is computed, the prompt neither; the generation keeps its place. It is shared by the choices
-    /// of one request.
+    /// How many tokens may be computed before more are added; `None` is no limit. Each token that
+    /// a delta counts costs one, when it is sent: what has no text, or not yet, is computed on the
+    /// token in hand. While the budget is empty nothing is computed, the prompt neither; the
+    /// generation keeps its place. It is shared by the choices of one request.
     pub budget: Option<TokenBudget>,
 }
+
+/// Tokens that prompt and answer have at most together where nobody tells the context of a model.
+pub const CONTEXT_TOKENS_DEFAULT: u32 = 32_768;
 
 /// How large a prompt is, or all inputs of an [`EmbedRequest`] together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptSize {
-    /// Tokens of the rendered prompt.
+    /// Tokens of the rendered prompt, at most.
     pub tokens: u32,
-    /// Whether the engine will count just as many; else it will count as many or fewer.
-    pub is_exact: bool,
+    /// Tokens that it has at least; just as many where the engine can count them.
+    pub least: u32,
+}
+
+impl PromptSize {
+    /// As the engine counts it.
+    pub fn exact(tokens: u32) -> Self {
+        Self {
+            tokens,
+            least: tokens,
+        }
+    }
+
+    /// Of both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.saturating_add(other.tokens),
+            least: self.least.saturating_add(other.least),
+        }
+    }
+
+    /// Whether the engine will count just as many.
+    pub fn is_exact(self) -> bool {
+        self.least == self.tokens
+    }
 }
 
 /// How the next token is chosen. `None` is the engine's default for the model.
@@ -128,14 +156,16 @@ pub struct Started {
 }
 
 /// Text that is ready to be shown: valid UTF-8, never part of a stop string. One delta may hold
-/// several tokens, and tokens whose text is held back are counted by a later delta.
+/// several tokens, and tokens whose text is held back are counted by a later delta. Tokens without
+/// any text are in none.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Delta {
-    /// The new text; may be empty when only special tokens were generated.
+    /// The new text; not empty.
     pub text: String,
-    /// Tokens generated since the last delta.
+    /// Tokens with text that were generated since the last delta.
     pub token_count: u32,
-    /// One entry per token, when [`GenerateRequest::logprobs`] asked for them.
+    /// One entry per counted token, when [`GenerateRequest::logprobs`] asked for them. They tell the
+    /// text of a token and of others in its place, so they never come before its text.
     pub logprobs: Vec<TokenLogprob>,
 }
 
@@ -164,6 +194,9 @@ pub struct Finished {
     pub reason: FinishReason,
     /// Tokens used.
     pub usage: Usage,
+    /// Tokens of text that no delta has counted, where an engine tells only at the end how many there
+    /// were.
+    pub late_tokens: u32,
 }
 
 /// Why a generation ended.
@@ -174,7 +207,7 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the end of the context was reached.
     Length,
-    /// The client stopped paying. Said by the HTTP edge, never by an engine.
+    /// The payer stopped paying. Said by the HTTP edge, and by an engine that buys its answers.
     PaymentRequired,
 }
 
@@ -232,6 +265,14 @@ pub enum GenerateError {
         /// Size of the queue.
         waiting_max: u32,
         /// When a place is likely to be free.
+        retry_after: Duration,
+    },
+    /// The engine behind `--upstream` has no room; nothing was computed.
+    #[error("the upstream engine is busy: {message}")]
+    UpstreamBusy {
+        /// Its own text.
+        message: String,
+        /// When it is likely to have some.
         retry_after: Duration,
     },
     /// The request asks for something that cannot be done.

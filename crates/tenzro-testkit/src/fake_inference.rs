@@ -28,6 +28,8 @@ pub const INPUT_TOKENS: u32 = 3;
 pub enum Script {
     /// These pieces, one token each.
     Say(Vec<&'static str>),
+    /// These pieces, of that many tokens each.
+    SayTokens(Vec<(&'static str, u32)>),
     /// One piece, then nothing until [`FakeInference::release`].
     SayAndWait(&'static str),
     /// Refuse at once.
@@ -44,6 +46,8 @@ pub struct FakeInference {
     script: Script,
     state: ServerState,
     prompt_size: PromptSize,
+    late_tokens: u32,
+    together: usize,
     counted: AtomicUsize,
     dropped: Arc<watch::Sender<usize>>,
     released: Arc<watch::Sender<bool>>,
@@ -61,10 +65,9 @@ impl FakeInference {
         Self {
             script,
             state,
-            prompt_size: PromptSize {
-                tokens: PROMPT_TOKENS,
-                is_exact: true,
-            },
+            prompt_size: PromptSize::exact(PROMPT_TOKENS),
+            late_tokens: 0,
+            together: 0,
             counted: AtomicUsize::new(0),
             dropped: Arc::new(watch::Sender::new(0)),
             released: Arc::new(watch::Sender::new(false)),
@@ -72,13 +75,25 @@ impl FakeInference {
         }
     }
 
-    /// Knows no more of a prompt than that it has at most so many tokens, until its answer is complete.
+    /// Knows no more of a prompt than that it has at least and at most so many tokens, until its
+    /// answer is complete.
     #[must_use]
-    pub fn guessing(mut self, tokens_max: u32) -> Self {
-        self.prompt_size = PromptSize {
-            tokens: tokens_max,
-            is_exact: false,
-        };
+    pub fn guessing(mut self, least: u32, tokens: u32) -> Self {
+        self.prompt_size = PromptSize { tokens, least };
+        self
+    }
+
+    /// Begins no answer before it was asked for so many.
+    #[must_use]
+    pub fn beginning_together(mut self, answers: usize) -> Self {
+        self.together = answers;
+        self
+    }
+
+    /// Tells at the end of an answer of that many tokens more that it had.
+    #[must_use]
+    pub fn telling_late(mut self, tokens: u32) -> Self {
+        self.late_tokens = tokens;
         self
     }
 
@@ -140,7 +155,7 @@ impl Drop for Guard {
 }
 
 /// One token. The alternatives to it begin with itself and a byte that is no text on its own.
-fn piece(text: &str, logprobs: Option<u8>) -> GenerateEvent {
+fn piece(text: &str, token_count: u32, logprobs: Option<u8>) -> GenerateEvent {
     let scored = |bytes: &[u8], logprob| ScoredToken {
         bytes: bytes.to_vec(),
         logprob,
@@ -154,7 +169,7 @@ fn piece(text: &str, logprobs: Option<u8>) -> GenerateEvent {
     });
     GenerateEvent::Delta(Delta {
         text: text.to_owned(),
-        token_count: 1,
+        token_count,
         logprobs: logprobs.into_iter().collect(),
     })
 }
@@ -183,9 +198,12 @@ impl Inference for FakeInference {
         request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
         let logprobs = request.logprobs;
-        let is_exact = self.prompt_size.is_exact;
+        let is_exact = self.prompt_size.is_exact();
+        let late_tokens = self.late_tokens;
         let hold = TokenHold::new(request.budget.clone());
         self.requests.send_modify(|requests| requests.push(request));
+        let mut begun = self.requests.subscribe();
+        let together = self.together;
         let script = self.script.clone();
         let guard = Guard {
             dropped: Arc::clone(&self.dropped),
@@ -193,17 +211,22 @@ impl Inference for FakeInference {
         };
         let mut released = self.released.subscribe();
         Box::pin(async move {
+            let single = |pieces: Vec<&'static str>| -> Vec<_> {
+                pieces.into_iter().map(|text| (text, 1)).collect()
+            };
             let (pieces, waits, error) = match script {
-                Script::Say(pieces) => (pieces, false, None),
-                Script::SayAndWait(piece) => (vec![piece], true, None),
-                Script::Break(error) => (vec!["half"], false, Some(error)),
-                Script::SayAndBreak(pieces, error) => (pieces, false, Some(error)),
+                Script::Say(pieces) => (single(pieces), false, None),
+                Script::SayTokens(pieces) => (pieces, false, None),
+                Script::SayAndWait(piece) => (vec![(piece, 1)], true, None),
+                Script::Break(error) => (vec![("half", 1)], false, Some(error)),
+                Script::SayAndBreak(pieces, error) => (single(pieces), false, Some(error)),
                 Script::Refuse(error) => {
                     guard.over();
                     return Err(error);
                 }
             };
-            let tokens = u32::try_from(pieces.len()).expect("few pieces");
+            let _ = begun.wait_for(|requests| requests.len() >= together).await;
+            let tokens: u32 = pieces.iter().map(|(_, tokens)| tokens).sum();
             let started = GenerateEvent::Started(Started {
                 prompt_tokens: if is_exact { PROMPT_TOKENS } else { 0 },
                 cached_tokens: 2,
@@ -212,7 +235,7 @@ impl Inference for FakeInference {
             let is_metered = tokens > 0;
             let said = pieces
                 .into_iter()
-                .map(move |text| (piece(text, logprobs), 1));
+                .map(move |(text, tokens)| (piece(text, tokens, logprobs), tokens));
             let events = std::iter::once((started, 0)).chain(said);
             let next = move |(mut hold, mut events): (TokenHold, _)| async move {
                 let (event, tokens) = Iterator::next(&mut events)?;
@@ -234,10 +257,11 @@ impl Inference for FakeInference {
                         reason: FinishReason::Stop,
                         usage: Usage {
                             prompt_tokens: PROMPT_TOKENS,
-                            completion_tokens: tokens,
+                            completion_tokens: tokens + late_tokens,
                             cached_tokens: 2,
                             cost: None,
                         },
+                        late_tokens,
                     })),
                 }
             };
@@ -281,12 +305,7 @@ impl Inference for FakeInference {
         _request: &EmbedRequest,
     ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
         self.counted.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async move {
-            Ok(PromptSize {
-                tokens: INPUT_TOKENS,
-                is_exact: true,
-            })
-        })
+        Box::pin(async move { Ok(PromptSize::exact(INPUT_TOKENS)) })
     }
 
     fn gauges(&self) -> Option<EngineGauges> {

@@ -9,6 +9,7 @@ use super::Numbered;
 pub(super) fn tokens_of(event: &GenerateEvent) -> u32 {
     match event {
         GenerateEvent::Delta(delta) if !delta.text.is_empty() => delta.token_count,
+        GenerateEvent::Finished(finished) => finished.late_tokens,
         _ => 0,
     }
 }
@@ -40,14 +41,13 @@ impl Tally {
             return;
         };
         let usage = &mut answer.usage;
+        usage.completion_tokens = usage.completion_tokens.saturating_add(tokens_of(event));
         match event {
             GenerateEvent::Started(started) => {
                 usage.prompt_tokens = started.prompt_tokens;
                 usage.cached_tokens = started.cached_tokens;
             }
-            GenerateEvent::Delta(_) => {
-                usage.completion_tokens = usage.completion_tokens.saturating_add(tokens_of(event));
-            }
+            GenerateEvent::Delta(_) => {}
             GenerateEvent::Finished(finished) => {
                 usage.prompt_tokens = finished.usage.prompt_tokens;
                 usage.cached_tokens = finished.usage.cached_tokens;

@@ -56,20 +56,29 @@ impl Choices {
             }
             None => None,
         };
-        let mut events = SelectAll::new();
         let unfinished = requests.len();
-        for (index, request) in (0u32..).zip(requests) {
-            let mut observer = Observer::new(state.metrics.clone());
-            let stream = state
-                .inference
-                .generate(&admission.model.id, request)
-                .await
-                .map_err(|error| ApiError::from_engine(&error, prompt))?;
+        // Side by side: behind another server each of them takes as long as its answer needs to begin.
+        let model = &admission.model.id;
+        let observers: Vec<Observer> = requests
+            .iter()
+            .map(|_| Observer::new(state.metrics.clone()))
+            .collect();
+        let opening = requests
+            .into_iter()
+            .map(|request| state.inference.generate(model, request));
+        let streams = futures::future::try_join_all(opening).await;
+        let streams = streams.map_err(|error| ApiError::from_engine(&error, prompt))?;
+        let mut events = SelectAll::new();
+        let is_paid = bill.is_some();
+        for ((index, stream), mut observer) in (0u32..).zip(streams).zip(observers) {
             events.push(
                 stream
-                    .map(move |event| {
-                        if let Ok(event) = &event {
+                    .map(move |mut event| {
+                        if let Ok(event) = &mut event {
                             observer.observe(event);
+                            if is_paid {
+                                without_free_logprobs(event);
+                            }
                         }
                         (index, event)
                     })
@@ -174,5 +183,14 @@ impl Choices {
     fn failed(&self, error: &GenerateError) -> ApiError {
         let map = || ApiError::from_engine(error, self.prompt);
         self.span.in_scope(map)
+    }
+}
+
+/// Log probabilities spell tokens: without text, which is what is paid for, none leave.
+fn without_free_logprobs(event: &mut GenerateEvent) {
+    if let GenerateEvent::Delta(delta) = event
+        && delta.text.is_empty()
+    {
+        delta.logprobs.clear();
     }
 }

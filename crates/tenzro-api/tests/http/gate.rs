@@ -79,6 +79,20 @@ async fn m22_an_unpaid_request_is_answered_without_its_body() {
 }
 
 #[tokio::test]
+async fn m22_a_payment_that_answers_no_challenge_is_refused_without_its_body() {
+    let till = Till::new(8);
+    let setup = Setup::paid(saying(&["x"]), &till).await;
+    let mut wire = Wire::open(&setup).await;
+    let never_sent = "content-length: 104857600\r\nauthorization: Payment forged";
+    wire.send(&head(CHAT, never_sent)).await;
+    let (head, body) = wire.receive().await;
+    assert!(head.starts_with("HTTP/1.1 402 "), "{head}");
+    assert!(body.contains("/session/challenge-not-found"), "{body}");
+    let books = till.books();
+    assert_eq!((books.checked, books.requests.len()), (1, 0));
+}
+
+#[tokio::test]
 async fn m22_a_small_unpaid_body_is_thrown_away_and_a_large_one_closes_the_connection() {
     let setup = Setup::paid(saying(&["x"]), &Till::new(8)).await;
     let mut wire = Wire::open(&setup).await;

@@ -111,13 +111,13 @@ async fn what_is_set_aside_is_what_a_request_can_use_at_most() {
     let spent: u32 = answers.iter().map(|(input, output)| input + output).sum();
     assert_eq!((books.spent, books.reserved), (spent, 0));
 
-    // A prompt of unknown size leaves the whole context to the answer.
+    // A prompt of unknown size leaves to the answer what it does not need at least.
     let till = Till::new(1);
-    let engine = FakeInference::new(Script::Say(vec!["x"])).guessing(40);
+    let engine = FakeInference::new(Script::Say(vec!["x"])).guessing(2, 40);
     let setup = Setup::paid(engine, &till).await;
     assert_eq!(setup.pay(CHAT, RICH, &chat(json!({}))).await.status(), 200);
     let books = till.books();
-    assert_eq!((books.orders[0].1, books.orders[0].2), (40, 64));
+    assert_eq!((books.orders[0].1, books.orders[0].2), (40, 62));
     assert_eq!(books.charges, [(5, 1)]);
 }
 
@@ -284,4 +284,38 @@ async fn an_answer_whose_charge_cannot_be_written_does_not_leave() {
         );
     }
     assert_eq!((till.books().spent, till.books().reserved), (0, 0));
+}
+
+#[tokio::test]
+async fn tokens_of_a_whole_answer_that_are_told_late_are_charged_with_it() {
+    let till = Till::new(1);
+    let engine = FakeInference::new(Script::Say(vec!["a", "b"])).telling_late(3);
+    let setup = Setup::paid(engine, &till).await;
+    let answer = setup.pay(CHAT, RICH, &chat(json!({"n": 2}))).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(till.books().charges, [(5, 2 * (2 + 3))]);
+}
+
+#[tokio::test]
+async fn all_answers_of_a_request_are_begun_at_the_same_time() {
+    let till = Till::new(1);
+    let engine = FakeInference::new(Script::Say(vec!["a"])).beginning_together(3);
+    let setup = Setup::paid(engine, &till).await;
+    let answer = setup.pay(CHAT, RICH, &chat(json!({"n": 3}))).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(till.books().charges, [(5, 3)]);
+}
+
+#[tokio::test]
+async fn m17_a_prompt_is_not_counted_for_who_has_others_counted_and_does_not_pay() {
+    let till = Till::new(1);
+    let setup = Setup::paid(FakeInference::new(Script::Say(vec!["a"])), &till).await;
+    till.change(|books| books.counts_no_more = true);
+    let embed = json!({"model": "fake", "input": "x"});
+    for (path, body) in [(CHAT, chat(json!({}))), ("/v1/embeddings", embed)] {
+        let answer = setup.pay(path, RICH, &body).await;
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.headers()["retry-after"], "7");
+    }
+    assert_eq!(setup.engine.counted(), 0);
 }

@@ -1,5 +1,6 @@
 //! Billing that does as it is told, with books that tests read: every token costs 1, and a payment is
-//! `Payment voucher-N` (N in all), `Payment done` or `Payment refuse-STATUS-PROBLEM`.
+//! `Payment voucher-N` (N in all), `Payment done`, `Payment refuse-STATUS-PROBLEM`, or `Payment forged`, which
+//! answers no challenge.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,8 +8,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
 use tenzro_api::billing::{
-    Billing, Change, Charge, FinalReceipt, Meter, Order, Outcome, PaidRequest, Payment, Purse,
-    Refusal, Tokens,
+    Billing, Change, Charge, Credential, FinalReceipt, Meter, Order, Outcome, PaidRequest, Payment,
+    Purse, Refusal, Tokens,
 };
 use tokio::sync::watch;
 
@@ -32,6 +33,10 @@ pub(crate) struct Books {
     pub(crate) window: u32,
     /// Tokens of the budget that nobody paid for.
     pub(crate) overrun: u64,
+    /// Payments that were looked at before their request was read.
+    pub(crate) checked: u32,
+    /// No more prompts are counted.
+    pub(crate) counts_no_more: bool,
     pub(crate) requests: Vec<(String, String, usize)>,
     /// Request ids, input and output tokens, whether it is a stream.
     pub(crate) orders: Vec<(String, u32, u32, bool)>,
@@ -95,6 +100,14 @@ impl Billing for Till {
         challenge("payment-required", 402)
     }
 
+    fn check(&self, credential: &Credential) -> Result<(), Refusal> {
+        self.change(|books| books.checked += 1);
+        match credential.0.ends_with(" forged") {
+            true => Err(challenge("challenge-not-found", 402)),
+            false => Ok(()),
+        }
+    }
+
     fn pay(&self, request: PaidRequest) -> BoxFuture<'_, Result<Payment, Refusal>> {
         let PaidRequest {
             method,
@@ -128,6 +141,13 @@ impl Billing for Till {
 impl Purse for Till {
     fn receipt(&self) -> String {
         format!("spent-{}", self.lock().spent)
+    }
+
+    fn allows_count(&self) -> Result<(), Refusal> {
+        match self.lock().counts_no_more {
+            true => Err(challenge("too-many", 429)),
+            false => Ok(()),
+        }
     }
 
     fn start(&self, order: Order) -> Result<Box<dyn Meter>, Refusal> {
@@ -201,6 +221,14 @@ impl Meter for TestMeter {
         self.reserved -= cost;
         self.used += tokens.output;
         async { Charge::Paid }.boxed()
+    }
+
+    fn ahead(&mut self) -> u32 {
+        self.granted - self.used
+    }
+
+    fn window(&self) -> u32 {
+        self.till.books().window
     }
 
     fn ask(&mut self) -> Option<String> {

@@ -16,6 +16,10 @@ use crate::answer_text::AnswerText;
 use crate::llama::{Model, Token};
 use crate::sampling::{LogSoftmax, Sampler, likeliest};
 
+/// Tokens in a row without any text after which a paid answer ends: they cost nothing, and models that
+/// are not made to say them seldom have more than a few.
+const SILENT_TOKENS_MAX: u32 = 256;
+
 /// An admitted request.
 #[derive(Debug)]
 pub(crate) struct GenerateJob {
@@ -52,8 +56,10 @@ pub(crate) struct Answer {
     cancel: Arc<AtomicBool>,
     sampler: Sampler,
     text: AnswerText,
-    /// Tokens that no sent delta has counted.
+    /// Tokens that no sent delta has counted: their text is held back.
     pending: Delta,
+    /// Tokens without text since the last one with text.
+    silent: u32,
     usage: Usage,
     answer_tokens_max: u32,
     ignore_eos: bool,
@@ -77,6 +83,7 @@ impl Answer {
             sampler,
             text: AnswerText::new(job.request.stop),
             pending: Delta::default(),
+            silent: 0,
             usage: Usage {
                 prompt_tokens: u32::try_from(job.prompt.len()).unwrap_or(u32::MAX),
                 ..Usage::default()
@@ -145,17 +152,20 @@ impl Answer {
         }
         let token = self.sampler.sample(logits);
         self.usage.completion_tokens += 1;
-        self.hold.spend(1);
         if model.is_end(token) && !self.ignore_eos {
             return self.finish(FinishReason::Stop);
         }
+        self.piece.clear();
+        model.append_piece(token, false, &mut self.piece);
+        if self.piece.is_empty() {
+            return self.pass_over(token);
+        }
+        self.silent = 0;
         self.pending.token_count += 1;
         if let (Some(count), Some(row)) = (self.logprobs, unmodified) {
             let logprob = score(model, &row, token, count);
             self.pending.logprobs.push(logprob);
         }
-        self.piece.clear();
-        model.append_piece(token, false, &mut self.piece);
         let ready = self.text.push(&self.piece);
         self.pending.text.push_str(&ready.text);
         if ready.stopped {
@@ -171,6 +181,17 @@ impl Answer {
         Outcome::Continue(token)
     }
 
+    /// A token without text is neither told nor paid for: what a model might have said in its place,
+    /// which its log probabilities would tell, is not given away.
+    fn pass_over(&mut self, token: Token) -> Outcome {
+        self.silent += 1;
+        let is_full = self.usage.completion_tokens >= self.answer_tokens_max;
+        if is_full || (self.silent >= SILENT_TOKENS_MAX && self.hold.is_limited()) {
+            return self.finish(FinishReason::Length);
+        }
+        Outcome::Continue(token)
+    }
+
     /// Ends the stream with an error.
     pub(crate) fn fail(self, error: GenerateError) {
         let _ = self.events.try_send(Err(error));
@@ -179,18 +200,23 @@ impl Answer {
     fn finish(&mut self, reason: FinishReason) -> Outcome {
         let text = std::mem::replace(&mut self.text, AnswerText::new(Vec::new()));
         self.pending.text.push_str(&text.finish());
-        if self.pending.token_count > 0 {
+        // Tokens of a stop string before which nothing was held back have no text to be sent.
+        if !self.pending.text.is_empty() {
             self.send_pending();
         }
+        // Before the client hears of it.
+        self.hold.give_back();
         self.send(GenerateEvent::Finished(Finished {
             reason,
             usage: self.usage,
+            late_tokens: 0,
         }));
         Outcome::Finished
     }
 
     fn send_pending(&mut self) {
         let delta = std::mem::take(&mut self.pending);
+        self.hold.spend(delta.token_count);
         self.send(GenerateEvent::Delta(delta));
     }
 

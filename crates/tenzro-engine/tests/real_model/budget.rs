@@ -309,3 +309,51 @@ async fn what_is_refused_is_refused_when_it_is_counted() {
         assert_eq!(counted, Err(refused));
     }
 }
+
+#[tokio::test]
+async fn m26_what_is_held_back_is_neither_told_nor_paid_for() {
+    let engine = load(512, 1);
+    let first = answer(&engine, story(1)).await.text;
+    assert!(!first.is_empty());
+    let budget = TokenBudget::new(1);
+    let cut = GenerateRequest {
+        stop: vec![first],
+        logprobs: Some(20),
+        ..story(20)
+    };
+    let cut = answer(&engine, paid_by(&budget, cut)).await;
+    assert_eq!(cut.finished.reason, FinishReason::Stop);
+    assert_eq!((cut.text.as_str(), cut.tokens.len()), ("", 0));
+    assert_eq!(budget.left(), 1);
+}
+
+#[tokio::test]
+async fn m26_tokens_without_text_are_not_told_and_need_no_money_but_are_few() {
+    let engine = load(512, 1);
+    // "<|im_start|>" has no text, and does not end an answer.
+    let silent = |tokens| GenerateRequest {
+        sampling: Sampling {
+            logit_bias: vec![(1, 100.0)],
+            ..Sampling::default()
+        },
+        logprobs: Some(20),
+        ..story(tokens)
+    };
+    for (most, computed) in [(40, 40), (400, 256)] {
+        let budget = TokenBudget::new(1);
+        let mute = async |request| {
+            let mut stream = engine.generate(request).expect("admitted");
+            let mut events = Vec::new();
+            while let Some(event) = stream.next().await {
+                events.push(event.expect("no error"));
+            }
+            events
+        };
+        let events = mute(paid_by(&budget, silent(most))).await;
+        let [GenerateEvent::Started(_), GenerateEvent::Finished(finished)] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!(finished.usage.completion_tokens, computed);
+        assert_eq!(budget.left(), 1);
+    }
+}

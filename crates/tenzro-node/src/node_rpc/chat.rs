@@ -208,9 +208,9 @@ fn from_engine(error: &GenerateError) -> RpcError {
         | GenerateError::Invalid { .. } => RpcError::invalid_params(error.to_string()),
         GenerateError::Unavailable { .. } => RpcError::new(code::NOT_FOUND, error.to_string()),
         GenerateError::Payment { .. } => RpcError::new(code::TRANSACTION, error.to_string()),
-        GenerateError::QueueFull { .. } | GenerateError::Upstream { .. } => {
-            RpcError::new(code::ENDPOINT, error.to_string())
-        }
+        GenerateError::QueueFull { .. }
+        | GenerateError::UpstreamBusy { .. }
+        | GenerateError::Upstream { .. } => RpcError::new(code::ENDPOINT, error.to_string()),
         GenerateError::Internal { message } => internal(message),
     }
 }

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod market;
+mod upstream;
 
 use futures::StreamExt;
 use serde_json::json;
@@ -76,7 +77,7 @@ async fn a_chat_longer_than_many_windows_is_paid_token_by_token() {
 #[tokio::test]
 async fn a_prompt_that_the_provider_counts_higher_takes_another_round() {
     let market = Market::new();
-    let engine = FakeInference::new(Script::Say(vec!["a", "b"])).guessing(200);
+    let engine = FakeInference::new(Script::Say(vec!["a", "b"])).guessing(1, 200);
     let shop = Shop::open(&market, engine).await;
     let (answer, error) = text(shop.client(&market).chat(&chat()).await.expect("paid")).await;
     assert_eq!((answer.as_str(), error.is_none()), ("ab", true));

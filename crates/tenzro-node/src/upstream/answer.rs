@@ -99,7 +99,7 @@ fn scored_text(text: String, logprob: f32) -> ScoredToken {
 /// What an answer may take.
 #[derive(Debug)]
 pub(super) struct Allowance {
-    /// `max_tokens` of the request.
+    /// Most tokens of the answer.
     pub(super) answer_tokens_max: Option<u32>,
     /// See [`events`].
     pub(super) budget: Option<TokenBudget>,
@@ -111,7 +111,8 @@ pub(super) struct Allowance {
 /// waits in the buffers of the connection, and dropping the stream closes that. A chunk is read for
 /// one token in hand; one that has more of them puts the budget into debt, once, because the next
 /// chunk is read only after that is paid. When `answer_tokens_max` have come, only the end follows,
-/// and that is read without a token.
+/// and that is read without a token; an engine that goes on is cut off. Tokens of which only the
+/// usage at the end tells are late, as far as that is not the token that ended the answer.
 pub(super) fn events<T: Into<Part> + 'static>(
     chunks: Chunks<T>,
     allowance: Allowance,
@@ -172,10 +173,15 @@ impl<T: Into<Part>> State<T> {
             if let Some(reason) = part.finish_reason {
                 self.reason = Some(match reason.as_str() {
                     "length" => FinishReason::Length,
+                    "payment_required" => FinishReason::PaymentRequired,
                     _ => FinishReason::Stop,
                 });
             }
-            if !part.text.is_empty() || !part.logprobs.is_empty() {
+            if !part.text.is_empty() {
+                if self.answer_tokens >= self.answer_tokens_max {
+                    self.reason = Some(FinishReason::Length);
+                    return self.finished();
+                }
                 let tokens = u32::try_from(part.logprobs.len()).unwrap_or(1).max(1);
                 self.answer_tokens = self.answer_tokens.saturating_add(tokens);
                 self.hold.spend(tokens);
@@ -192,9 +198,17 @@ impl<T: Into<Part>> State<T> {
         let reason = self
             .reason
             .ok_or_else(|| not_understood("its answer has no finish_reason"))?;
+        let usage = usage_of(self.usage.take(), self.answer_tokens);
+        let end_token = u32::from(reason == FinishReason::Stop);
+        let told = usage.completion_tokens.saturating_sub(end_token);
+        let late_tokens = told
+            .min(self.answer_tokens_max)
+            .saturating_sub(self.answer_tokens);
+        self.hold.spend(late_tokens);
         Ok(GenerateEvent::Finished(Finished {
             reason,
-            usage: usage_of(self.usage.take(), self.answer_tokens),
+            usage,
+            late_tokens,
         }))
     }
 }

@@ -15,6 +15,9 @@ use crate::voucher::Voucher;
 /// Vouchers of one channel in a second, and as many at once. Source: design, payments; the draft recommends
 /// at least a limit.
 const VOUCHERS_PER_SECOND: u32 = 50;
+/// Prompts of one channel that are counted at once without being paid for, and in a second from then on. Source:
+/// our choice; a payer learns by a refusal what its prompt costs, so it takes one for each request at most.
+const COUNTS: (f64, f64) = (32.0, 4.0);
 /// Signed requests of one channel that are remembered while their challenge lives.
 const NONCES_MAX: usize = 16_384;
 
@@ -32,6 +35,8 @@ pub(super) struct State {
     pub(super) running: u32,
     /// Vouchers that may come now, and since when.
     allowance: (f64, Instant),
+    /// Prompts that may be counted now, and since when.
+    counts: (f64, Instant),
     /// Nonces of signed requests: of the present span of a challenge's lifetime, and of the one before.
     nonces: [HashSet<B256>; 2],
     nonces_since: Instant,
@@ -48,6 +53,7 @@ impl Cell {
                 channel,
                 running: 0,
                 allowance: (f64::from(VOUCHERS_PER_SECOND), now),
+                counts: (COUNTS.0, now),
                 nonces: Default::default(),
                 nonces_since: now,
             }),
@@ -82,10 +88,17 @@ impl State {
     /// Whether one more voucher may come now.
     pub(super) fn allows_voucher(&mut self, now: Instant) -> bool {
         let rate = f64::from(VOUCHERS_PER_SECOND);
-        let (left, since) = self.allowance;
-        let left = (left + now.duration_since(since).as_secs_f64() * rate).min(rate);
-        self.allowance = ((left - 1.0).max(0.0), now);
-        left >= 1.0
+        take(&mut self.allowance, rate, rate, now)
+    }
+
+    /// Whether one more prompt may be counted now.
+    pub(super) fn allows_count(&mut self, now: Instant) -> bool {
+        take(&mut self.counts, COUNTS.0, COUNTS.1, now)
+    }
+
+    /// The prompt that was counted is paid for.
+    pub(super) fn count_is_paid(&mut self) {
+        self.counts.0 = (self.counts.0 + 1.0).min(COUNTS.0);
     }
 
     /// Whether a nonce is new. It is remembered for at least as long as its challenge can be answered.
@@ -103,6 +116,13 @@ impl State {
         let [present, before] = &mut self.nonces;
         !before.contains(&nonce) && present.len() < NONCES_MAX && present.insert(nonce)
     }
+}
+
+/// Takes one of what is left, which grows by `rate` in a second up to `most`; false where there is none.
+fn take((left, since): &mut (f64, Instant), most: f64, rate: f64, now: Instant) -> bool {
+    let grown = (*left + now.duration_since(*since).as_secs_f64() * rate).min(most);
+    (*left, *since) = ((grown - 1.0).max(0.0), now);
+    grown >= 1.0
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@
 //!                at most a window
 //! ```
 //!
-//! Money is set aside before a token is computed (`granted`), and spent on the disk before it leaves
-//! (`charged`). When what is granted runs low the payer is asked for as much more as makes it a window
-//! again, early enough that the stream need not wait.
+//! Money is set aside before a token is computed (`granted`), and spent before it leaves (`charged`). The disk
+//! follows: at once with the first tokens, then for every quarter of a window, and at the end. Between two
+//! writes a crash costs the payee what it delivered, and never the payer. When what is granted runs low the payer is asked for as much more as makes it a window
+//! again, early enough that the stream need not wait. Less than half a window is not worth going on for:
+//! who pays token by token would have a place in the engine for next to nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -31,6 +33,14 @@ use crate::wire::{NeedVoucher, Receipt, UsageReceipt};
 /// How often, within its patience, a waiting stream looks whether its engine has used up what was granted.
 const LOOKS: u32 = 20;
 
+/// The part of a window after which what was charged is written down again: each write costs more time than a
+/// token takes.
+const WRITES_PER_WINDOW: u32 = 4;
+
+/// A stream waits in all as long as its patience, and for each window that it delivered this part of it.
+/// Source: our choice; a payer that is asked half a window ahead hardly ever lets a stream wait.
+const PATIENCE_PER_WINDOW: u32 = 4;
+
 /// What a request may use.
 #[derive(Debug, Clone)]
 pub struct Order {
@@ -49,7 +59,7 @@ pub struct Order {
 /// Whether tokens may be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charge {
-    /// They are paid for, and written down.
+    /// They are paid for, and charged.
     Paid,
     /// Not yet.
     Short,
@@ -58,7 +68,8 @@ pub enum Charge {
 /// What a stream that waits learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortage {
-    /// There is more money.
+    /// There is more money, or another request of the channel had what was paid and the payer has to be
+    /// asked again.
     Over,
     /// The payer did not pay in time.
     TooLate,
@@ -82,16 +93,22 @@ pub struct Meter {
     changed: watch::Receiver<u64>,
     began: Instant,
     first_token: Option<Instant>,
-    /// Wei set aside for the prompt until it is charged.
+    /// Wei set aside for the part of the prompt that is not charged.
     prompt: u128,
     charged: Tokens,
+    /// Of them those that are on the disk.
+    written: Tokens,
     cost: u128,
     /// Output tokens that were granted so far.
     granted: u32,
+    /// Output tokens that are to be delivered and are not granted, if any, with all before them.
+    due: u32,
     /// Amount that the payer was asked for last.
     asked: u128,
-    /// Since when nothing is left to compute with.
-    empty_since: Option<Instant>,
+    /// Since when the payer keeps the stream waiting.
+    waits_since: Option<Instant>,
+    /// How long it did before.
+    waited: Duration,
 }
 
 impl Purse {
@@ -122,6 +139,7 @@ impl Purse {
                 return Err(Refusal::Insufficient { required });
             }
             state.running += 1;
+            state.count_is_paid();
         }
         order.budget.add(u64::from(first));
         Ok(Meter {
@@ -132,12 +150,26 @@ impl Purse {
             first_token: None,
             prompt,
             charged: Tokens::default(),
+            written: Tokens::default(),
             cost: 0,
             granted: first,
+            due: 0,
             asked: 0,
-            empty_since: None,
+            waits_since: None,
+            waited: Duration::ZERO,
             order,
         })
+    }
+
+    /// To be asked before each prompt is counted: those that are not paid for are limited.
+    pub fn allows_count(&self) -> Result<(), Box<super::Refused>> {
+        let mut state = self.cell.lock();
+        if state.allows_count(std::time::Instant::now()) {
+            return Ok(());
+        }
+        let id = state.channel.id;
+        drop(state);
+        Err(Box::new(self.payee.refuse(&Refusal::TooMany, Some(id))))
     }
 
     /// As [`Self::start`], with the refusal in the terms of HTTP.
@@ -149,60 +181,70 @@ impl Purse {
 }
 
 impl Meter {
-    /// Charges tokens right before they leave. When it is done the charge is on the disk.
+    /// Charges tokens right before they leave. When it is done the charge is on the disk, or less than a
+    /// quarter of a window is not.
     pub async fn charge(&mut self, tokens: Tokens) -> Result<Charge, BooksError> {
-        // Never more for the prompt than was set aside for it.
-        let input = match tokens.input {
-            0 => 0,
-            input => input.min(self.order.input_tokens),
-        };
+        // Never more than was ordered.
+        let sum = |charged: u32, more, most| charged.saturating_add(more).min(most);
+        let (charged, order) = (self.charged, &self.order);
         let next = Tokens {
-            input: self.charged.input.max(input),
-            output: self.charged.output.saturating_add(tokens.output),
+            input: sum(charged.input, tokens.input, order.input_tokens),
+            output: sum(charged.output, tokens.output, order.output_tokens),
         };
         // An engine that computes more than was granted: wait for the money.
-        while next.output > self.granted {
-            let missing = next.output - self.granted;
-            if !self.grant(missing) {
-                return Ok(Charge::Short);
-            }
+        self.due = next.output;
+        self.extend();
+        if next.output > self.granted {
+            return Ok(Charge::Short);
         }
-        let cost = self.purse.pricing.cost(next).unwrap_or(u128::MAX);
+        let cost = |tokens| self.purse.pricing.cost(tokens).unwrap_or(u128::MAX);
+        let prompt = |input| cost(Tokens { input, output: 0 });
+        let of_prompt = prompt(next.input).saturating_sub(prompt(charged.input));
+        let cost = cost(next);
         let due = cost.saturating_sub(self.cost);
-        let spent = {
+        self.prompt = self.prompt.saturating_sub(of_prompt);
+        {
             let mut state = self.purse.cell.lock();
-            if input > 0 {
-                // What the prompt did not need is free again.
-                let unused = self
-                    .prompt
-                    .saturating_sub(due_of_prompt(&self.purse, next.input));
-                state.channel.release(unused);
-                self.prompt = 0;
-            }
             state.channel.spend(due);
             state
                 .unsettled_since
                 .get_or_insert_with(std::time::Instant::now);
-            state.channel.spent
-        };
+        }
         (self.charged, self.cost) = (next, cost);
         self.first_token.get_or_insert_with(Instant::now);
-        self.empty_since = None;
+        self.go_on();
         self.extend();
-        self.write(spent, "").await?;
+        let lag = self.charged.output - self.written.output;
+        let lag_max = (self.window() / WRITES_PER_WINDOW).max(1);
+        if self.written == Tokens::default() || lag >= lag_max {
+            self.write("").await?;
+        }
         Ok(Charge::Paid)
+    }
+
+    /// Output tokens that can be charged now.
+    pub fn ahead(&mut self) -> u32 {
+        self.extend();
+        self.granted.saturating_sub(self.charged.output)
     }
 
     /// What has to be told to the payer now, if anything. Each is told once.
     pub fn ask(&mut self) -> Option<NeedVoucher> {
         self.extend();
+        let need = self.need()?;
+        self.asked = need.required_cumulative.0;
+        Some(need)
+    }
+
+    /// What the payer has to be told and was not.
+    fn need(&self) -> Option<NeedVoucher> {
         let ahead = self.granted.saturating_sub(self.charged.output);
         let window = self.window();
-        if !self.order.is_stream || self.granted >= self.order.output_tokens || ahead > window / 2 {
+        let is_enough = ahead > window / 2 && self.due <= self.granted;
+        if !self.order.is_stream || self.granted >= self.order.output_tokens || is_enough {
             return None;
         }
-        let target = self.target();
-        let missing = Tokens::output(target.saturating_sub(self.granted));
+        let missing = Tokens::output(self.target().saturating_sub(self.granted));
         let missing = self.purse.pricing.cost(missing)?;
         let state = self.purse.cell.lock();
         let channel = &state.channel;
@@ -216,11 +258,7 @@ impl Meter {
             true => 1,
             false => self.purse.pricing.cost(Tokens::output(window / 2))?.max(1),
         };
-        if required < self.asked.checked_add(news)? {
-            return None;
-        }
-        self.asked = required;
-        Some(NeedVoucher {
+        (required >= self.asked.checked_add(news)?).then(|| NeedVoucher {
             channel_id: channel.id,
             required_cumulative: Wei(required),
             accepted_cumulative: Wei(channel.accepted()),
@@ -236,18 +274,18 @@ impl Meter {
         loop {
             let before = self.granted;
             self.extend();
-            if self.granted > before {
-                self.empty_since = None;
+            if self.granted > before || self.need().is_some() {
+                self.go_on();
                 return Shortage::Over;
             }
-            let is_complete = self.granted >= self.order.output_tokens;
-            if is_complete || self.order.budget.left() > 0 {
-                self.empty_since = None;
-            } else {
-                let since = *self.empty_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= patience {
+            if self.is_kept_waiting() {
+                let now = Instant::now();
+                let waits = now - *self.waits_since.get_or_insert(now);
+                if waits >= patience || self.waited + waits >= self.patience_in_all() {
                     return Shortage::TooLate;
                 }
+            } else {
+                self.go_on();
             }
             // A closed channel of news would mean that the cell is gone, and it is held here.
             let _ = tokio::time::timeout(patience / LOOKS, self.changed.changed()).await;
@@ -256,11 +294,10 @@ impl Meter {
 
     /// Ends the request. What was held is free again.
     pub async fn finish(mut self, outcome: Outcome) -> Receipt {
-        let spent = self.release();
+        self.release();
         if self.charged != Tokens::default()
-            && let Err(error) = self.write(spent, &outcome.finish).await
+            && let Err(error) = self.write(&outcome.finish).await
         {
-            // All charges are written down; only how the request ended is not.
             tracing::warn!(%error, "the end of a request cannot be written down");
         }
         self.receipt(&outcome)
@@ -298,9 +335,21 @@ impl Meter {
         receipt
     }
 
-    async fn write(&self, spent: u128, finish: &str) -> Result<(), BooksError> {
+    async fn write(&mut self, finish: &str) -> Result<(), BooksError> {
+        let charged = self.charged;
+        let change = self.change(finish);
+        self.purse.payee.0.books.write(change).await?;
+        self.written = charged;
+        Ok(())
+    }
+
+    /// What there is to be written down.
+    fn change(&self, finish: &str) -> Change {
         let inner = &self.purse.payee.0;
-        let channel_id = self.purse.cell.lock().channel.id;
+        let (channel_id, spent) = {
+            let state = self.purse.cell.lock();
+            (state.channel.id, state.channel.spent)
+        };
         let duration = self.began.elapsed();
         let served = Served {
             key: self.key,
@@ -316,7 +365,7 @@ impl Meter {
             duration_ms: milliseconds(duration),
         };
         let served = Box::new(served);
-        inner.books.write(Change::Spent { spent, served }).await
+        Change::Spent { spent, served }
     }
 
     fn ttft_ms(&self) -> u64 {
@@ -324,51 +373,63 @@ impl Meter {
         milliseconds(first.unwrap_or_default())
     }
 
-    fn window(&self) -> u32 {
+    /// Whether the payer's money is what is missing: nothing can be computed, or delivered.
+    fn is_kept_waiting(&self) -> bool {
+        let is_complete = !self.order.is_stream || self.granted >= self.order.output_tokens;
+        !is_complete && (self.due > self.granted || self.order.budget.is_dry())
+    }
+
+    /// The payer keeps the stream waiting no more.
+    fn go_on(&mut self) {
+        if let Some(since) = self.waits_since.take() {
+            self.waited += since.elapsed();
+        }
+    }
+
+    fn patience_in_all(&self) -> Duration {
+        let patience = self.purse.payee.0.sale.patience;
+        let windows = self.charged.output / self.window();
+        patience + (patience / PATIENCE_PER_WINDOW).saturating_mul(windows)
+    }
+
+    /// Output tokens that are paid ahead at most.
+    pub fn window(&self) -> u32 {
         self.purse.pricing.window_tokens.max(1)
     }
 
-    /// Up to where it may be granted now: one window ahead of what was delivered.
+    /// Up to where it may be granted now: one window ahead of what was delivered, and what waits to be.
     fn target(&self) -> u32 {
         let ahead = self.charged.output.saturating_add(self.window());
-        ahead.min(self.order.output_tokens)
+        ahead.max(self.due).min(self.order.output_tokens)
     }
 
-    /// Grants what the money at hand allows, up to one window ahead.
+    /// Grants what the money at hand allows, up to the target, where it allows enough to go on for.
     fn extend(&mut self) {
-        if self.order.is_stream {
-            let wanted = self.target().saturating_sub(self.granted);
-            self.grant(wanted);
+        let wanted = self.target().saturating_sub(self.granted);
+        if !self.order.is_stream || wanted == 0 {
+            return;
         }
-    }
-
-    /// Grants up to so many more tokens; whether it was any.
-    fn grant(&mut self, wanted: u32) -> bool {
-        if wanted == 0 {
-            return false;
-        }
+        let least = wanted.min((self.window() / 2).max(1));
         let pricing = &self.purse.pricing;
         let mut state = self.purse.cell.lock();
         let affordable = pricing.output_tokens(state.channel.available());
         let tokens = u32::try_from(affordable).unwrap_or(u32::MAX).min(wanted);
         let cost = pricing.cost(Tokens::output(tokens)).unwrap_or(u128::MAX);
-        if tokens == 0 || !state.channel.hold(cost) {
-            return false;
+        if tokens < least || !state.channel.hold(cost) {
+            return;
         }
         drop(state);
         self.granted += tokens;
         self.order.budget.add(u64::from(tokens));
-        true
     }
 
-    /// Gives back what is held, once; wei spent on the channel.
-    fn release(&mut self) -> u128 {
+    /// Gives back what is held, once.
+    fn release(&mut self) {
         let uncharged = self.granted.saturating_sub(self.charged.output);
         let held = self.purse.pricing.cost(Tokens::output(uncharged));
         let held = held.unwrap_or_default().saturating_add(self.prompt);
         let mut state = self.purse.cell.lock();
         state.channel.release(held);
-        let spent = state.channel.spent;
         let settles = state.unsettled_since.is_some();
         drop(state);
         (self.granted, self.prompt) = (self.charged.output, 0);
@@ -377,14 +438,19 @@ impl Meter {
         if settles {
             self.purse.payee.0.settle.notify_one();
         }
-        spent
     }
 }
 
-/// Gives back what was held when a client leaves.
+/// Gives back what was held when a client leaves, and lets what was charged be written down.
 impl Drop for Meter {
     fn drop(&mut self) {
         self.release();
+        if self.charged != self.written {
+            let change = self.change("");
+            if let Err(error) = self.purse.payee.0.books.post(change) {
+                tracing::warn!(%error, "the last charge of a request cannot be written down");
+            }
+        }
         let mut state = self.purse.cell.lock();
         state.running = state.running.saturating_sub(1);
     }
@@ -399,11 +465,6 @@ impl fmt::Debug for Meter {
             .field("granted", &self.granted)
             .finish_non_exhaustive()
     }
-}
-
-fn due_of_prompt(purse: &Purse, input: u32) -> u128 {
-    let tokens = Tokens { input, output: 0 };
-    purse.pricing.cost(tokens).unwrap_or(u128::MAX)
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tenzro_protocol::amount::Wei;
+use tenzro_protocol::inference::prompt_bound;
 
 use crate::price::{Pricing, Tokens};
 
@@ -19,12 +20,8 @@ pub const TOLERANCE_DIVISOR: u64 = 32;
 pub const TOLERANCE_TOKENS: u64 = 2;
 /// Tokens without text that end an answer.
 const END_TOKENS: u64 = 2;
-/// Tokens that a chat template may add to a conversation: system prompt, date, start of the answer.
-const TEMPLATE_TOKENS_MOST: u32 = 256;
-/// Tokens that a chat template may add to a message.
-const MESSAGE_TOKENS_MOST: u32 = 16;
 /// Bytes of a token, as a guess for the first offer only.
-const BYTES_PER_TOKEN: u32 = 3;
+const BYTES_PER_TOKEN: u64 = 3;
 /// Counted text that is kept for the last count; what is beyond counts by its bytes.
 const TEXT_BYTES_MAX: usize = 4 << 20;
 
@@ -65,22 +62,21 @@ impl PromptTokens {
         }
     }
 
-    /// A conversation of so many bytes of text in so many messages; 0 messages is plain text.
-    pub fn of_text(bytes: usize, messages: usize) -> Self {
-        let clamp = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let (bytes, messages) = (clamp(bytes), clamp(messages));
-        let template = if messages == 0 {
-            2
-        } else {
-            TEMPLATE_TOKENS_MOST
+    /// A conversation of so many bytes of text, as [`prompt_bound::text_bytes_max`] counts them, in so many
+    /// messages; 0 messages is plain text.
+    pub fn of_text(bytes: u64, messages: usize) -> Self {
+        let template = match messages {
+            0 => prompt_bound::TEXT_TOKENS_MAX,
+            _ => prompt_bound::TEMPLATE_TOKENS_MAX,
         };
-        let markup = messages.saturating_mul(MESSAGE_TOKENS_MOST);
+        let messages = u64::try_from(messages).unwrap_or(u64::MAX);
+        let markup = messages.saturating_mul(prompt_bound::MESSAGE_TOKENS_MAX);
+        let likely = (bytes / BYTES_PER_TOKEN)
+            .saturating_add(markup / 2)
+            .saturating_add(template / 16);
         Self {
-            likely: (bytes / BYTES_PER_TOKEN)
-                .saturating_add(markup / 2)
-                .saturating_add(template / 8)
-                .max(1),
-            most: bytes.saturating_add(markup).saturating_add(template),
+            likely: clamp(likely.max(1)),
+            most: clamp(bytes.saturating_add(markup).saturating_add(template)),
         }
     }
 }
@@ -403,7 +399,7 @@ mod tests {
         }
 
         #[test]
-        fn prompts_are_never_thought_longer_than_their_bound(bytes: usize, messages in 0usize..5_000) {
+        fn prompts_are_never_thought_longer_than_their_bound(bytes: u64, messages in 0usize..5_000) {
             let prompt = PromptTokens::of_text(bytes, messages);
             prop_assert!(prompt.likely >= 1 && prompt.likely <= prompt.most);
         }

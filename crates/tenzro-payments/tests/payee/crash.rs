@@ -1,6 +1,6 @@
 //! The payee dies at any step, or loses its books.
 
-use tenzro_payments::payee::{Charge, Outcome};
+use tenzro_payments::payee::{Accepted, Charge, Outcome, Refused};
 use tenzro_payments::price::Tokens;
 use tenzro_payments::settlement::Policy;
 
@@ -36,6 +36,36 @@ async fn m12_after_a_crash_at_any_token_nothing_is_lost_or_charged_twice() {
     closed.expect("closed");
     assert_eq!(scene.chain.balance(payee_address()), spent);
     assert_eq!(scene.chain.total(), WEALTH);
+}
+
+#[tokio::test]
+async fn m12_a_crash_costs_the_payee_less_than_a_quarter_of_a_window_and_the_payer_nothing() {
+    let quarter = u128::from(WINDOW / 4) * OUTPUT;
+    for delivered in 0..=WINDOW {
+        let mut scene = Scene::new();
+        let signed = 20 * INPUT + u128::from(WINDOW) * OUTPUT;
+        let purse = scene.open(DEPOSIT, signed).await;
+        let mut meter = purse.start(order(20, 64)).expect("paid for");
+        for token in 0..delivered {
+            let input = if token == 0 { 20 } else { 0 };
+            let charge = meter.charge(Tokens { input, output: 1 }).await;
+            assert_eq!(charge, Ok(Charge::Paid));
+        }
+        let spent = purse.receipt().spent.0;
+        // Nothing is done any more for what ran.
+        std::mem::forget(meter);
+        drop(purse);
+        scene.restart();
+        let now = spent_by(scene.voucher(signed).await);
+        assert!(now <= spent && spent < now + quarter, "{now} of {spent}");
+        // At the latest with the first token the prompt is paid for.
+        assert_eq!(now > 0, delivered > 0);
+    }
+}
+
+/// What a channel's books say was spent.
+fn spent_by(accepted: Result<Accepted, Refused>) -> u128 {
+    purse(accepted).receipt().spent.0
 }
 
 #[tokio::test]

@@ -4,14 +4,14 @@ use alloy::primitives::B256;
 use mpp::protocol::core::{PaymentCredential, format_authorization, parse_www_authenticate};
 use serde_json::json;
 use tenzro_payments::escrow::EscrowError;
-use tenzro_payments::payee::{Charge, Meter, Outcome, Shortage};
+use tenzro_payments::payee::{Charge, Meter, Outcome, Purse, Shortage};
 use tenzro_payments::price::Tokens;
 use tenzro_payments::voucher::Domain;
 use tenzro_payments::wire::Payload;
 
 use crate::ledger::{CHAIN_ID, ESCROW, reverted};
 use crate::scene::{
-    BODY, INPUT, OUTPUT, Payer, Scene, WEALTH, WINDOW, order, payee_address, purse,
+    BODY, INPUT, OUTPUT, PATIENCE, Payer, Scene, WEALTH, WINDOW, order, payee_address, purse,
 };
 
 const DEPOSIT: u128 = 100_000;
@@ -84,6 +84,79 @@ async fn m17_a_payer_that_stops_paying_gets_no_more_than_it_paid_for() {
     assert_eq!(scene.chain.balance(payee_address()), paid);
 }
 
+/// A stream that has delivered all that was paid for, and asked for more.
+async fn used_up(purse: &Purse) -> Meter {
+    let order = order(20, 500);
+    let budget = order.budget.clone();
+    let mut meter = purse.start(order).expect("paid for");
+    let window = Tokens {
+        input: 20,
+        output: WINDOW,
+    };
+    assert_eq!(meter.charge(window).await, Ok(Charge::Paid));
+    while budget.take() {}
+    assert!(meter.ask().is_some());
+    meter
+}
+
+#[tokio::test]
+async fn m17_a_payer_that_pays_token_by_token_does_not_keep_its_place() {
+    let scene = Scene::new();
+    let paid = 20 * INPUT + u128::from(WINDOW) * OUTPUT;
+    let purse = scene.open(DEPOSIT, paid).await;
+    let mut meter = used_up(&purse).await;
+    let half = u128::from(WINDOW / 2);
+    for tokens in 1..half {
+        let voucher = scene.voucher(paid + tokens * OUTPUT).await;
+        voucher.expect("accepted");
+        assert_eq!(meter.ahead(), 0, "{tokens} tokens are too few");
+    }
+    let voucher = scene.voucher(paid + half * OUTPUT).await;
+    voucher.expect("accepted");
+    assert_eq!(meter.shortage().await, Shortage::Over);
+    assert_eq!(meter.ahead(), WINDOW / 2);
+
+    // The rest of an answer may be less than that.
+    drop(meter);
+    let spent = purse.receipt().spent.0;
+    let first = spent + 20 * INPUT + u128::from(WINDOW) * OUTPUT;
+    scene.voucher(first).await.expect("accepted");
+    let mut meter = purse.start(order(20, WINDOW + 2)).expect("paid for");
+    let window = Tokens {
+        input: 20,
+        output: WINDOW,
+    };
+    assert_eq!(meter.charge(window).await, Ok(Charge::Paid));
+    assert_eq!(meter.ahead(), 0);
+    scene.voucher(first + 2 * OUTPUT).await.expect("accepted");
+    assert_eq!(meter.ahead(), 2);
+}
+
+#[tokio::test]
+async fn m17_a_payer_that_always_pays_at_the_last_moment_is_not_waited_for_for_ever() {
+    let scene = Scene::new();
+    let mut paid = 20 * INPUT + u128::from(WINDOW) * OUTPUT;
+    let purse = scene.open(DEPOSIT, paid).await;
+    let order = order(20, 5_000);
+    let budget = order.budget.clone();
+    let mut meter = purse.start(order).expect("paid for");
+    let late = PATIENCE * 3 / 4;
+    for round in 0.. {
+        assert!(round < 10, "it ends");
+        let ahead = meter.ahead();
+        assert_eq!(meter.charge(Tokens::output(ahead)).await, Ok(Charge::Paid));
+        while budget.take() {}
+        match tokio::time::timeout(late, meter.shortage()).await {
+            Ok(Shortage::TooLate) => break,
+            Ok(Shortage::Over) => assert!(meter.ask().is_some()),
+            Err(_) => {
+                paid += u128::from(WINDOW / 2) * OUTPUT;
+                scene.voucher(paid).await.expect("accepted");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn m17_dust_and_nonsense_cost_no_transaction() {
     let scene = Scene::new();
@@ -154,6 +227,27 @@ async fn m34_a_channel_that_could_not_be_closed_is_served_again() {
 }
 
 #[tokio::test]
+async fn m17_prompts_that_nobody_pays_for_are_counted_at_a_limited_rate() {
+    let scene = Scene::new();
+    let purse = scene.open(DEPOSIT, 1_000).await;
+    for _ in 0..100 {
+        purse.allows_count().expect("paid for each time");
+        drop(purse.start(order(10, 32)).expect("paid for"));
+    }
+    let mut refused = 0;
+    for _ in 0..100 {
+        match purse.allows_count() {
+            Ok(()) => assert!(purse.start(order(10_000, 32)).is_err()),
+            Err(error) => {
+                assert_eq!((error.problem.status, error.retry_after), (429, Some(1)));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 50, "{refused}");
+}
+
+#[tokio::test]
 async fn m05_the_signer_is_checked_before_anything_is_told_or_spent() {
     let scene = Scene::new();
     drop(scene.open(DEPOSIT, 1_000).await);
@@ -211,6 +305,8 @@ async fn challenges_of_others_and_broken_credentials_are_refused() {
     let mut scene = Scene::new();
     drop(scene.open(DEPOSIT, 1_000).await);
     for header in ["", "Payment", "Payment !!!", "Payment e30", "Bearer x"] {
+        let early = scene.payee.check(header).expect_err(header);
+        assert_eq!(problem(&early), (402, "malformed-credential"), "{header}");
         let refused = scene.send(header, BODY).await.expect_err(header);
         assert_eq!(problem(&refused), (402, "malformed-credential"), "{header}");
         assert!(refused.challenge.is_some());
@@ -234,10 +330,14 @@ async fn challenges_of_others_and_broken_credentials_are_refused() {
     echo.request = mpp::protocol::core::Base64UrlJson::from_value(&request).expect("JSON");
     let credential = PaymentCredential::new(echo, scene.payer.voucher(1_000));
     let header = format_authorization(&credential).expect("a header");
+    let early = scene.payee.check(&header).expect_err("forged");
+    assert_eq!(problem(&early), (402, "challenge-not-found"));
     assert_eq!(
         problem(&scene.send(&header, BODY).await.expect_err("forged")),
         (402, "challenge-not-found")
     );
+    let honest = scene.header(&scene.payer.voucher(1_000));
+    scene.payee.check(&honest).expect("ours");
     // m12: so are those from before a restart, which says how to go on.
     let old = scene.header(&scene.payer.voucher(1_000));
     scene.restart();

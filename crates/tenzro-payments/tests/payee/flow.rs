@@ -2,7 +2,7 @@
 
 use alloy::primitives::B256;
 use mpp::protocol::core::parse_www_authenticate;
-use tenzro_payments::payee::{Accepted, Charge, Outcome, Shortage};
+use tenzro_payments::payee::{Accepted, Charge, Meter, Outcome, Shortage};
 use tenzro_payments::price::Tokens;
 use tenzro_payments::settlement::Policy;
 use tenzro_payments::voucher::{Domain, Usage};
@@ -134,6 +134,55 @@ async fn a_stream_is_paid_window_by_window() {
     let round = scene.payee.settle_all().await.expect("settled");
     assert_eq!((round.channels, round.amount), (1, total));
     assert_eq!(scene.chain.balance(payee_address()), total);
+}
+
+#[tokio::test]
+async fn a_stream_whose_money_another_one_had_asks_again() {
+    let scene = Scene::new();
+    let window = u128::from(WINDOW) * OUTPUT;
+    let purse = scene.open(DEPOSIT, 2 * window).await;
+    let orders = [order(0, 200), order(0, 200)];
+    let budgets = orders.clone().map(|order| order.budget);
+    let mut streams = orders.map(|order| purse.start(order).expect("paid for"));
+    for (meter, budget) in streams.iter_mut().zip(&budgets) {
+        let delivered = Tokens::output(WINDOW);
+        assert_eq!(meter.charge(delivered).await, Ok(Charge::Paid));
+        while budget.take() {}
+    }
+    let [a, b] = &mut streams;
+    let asked = |meter: &mut Meter| meter.ask().map(|need| need.required_cumulative.0);
+    assert_eq!(
+        (asked(a), asked(b)),
+        (Some(3 * window), Some(3 * window)),
+        "neither knows of the other"
+    );
+    scene.voucher(3 * window).await.expect("accepted");
+    assert_eq!(b.shortage().await, Shortage::Over);
+    assert_eq!(b.ahead(), WINDOW);
+    assert_eq!(a.shortage().await, Shortage::Over);
+    assert_eq!((a.ahead(), asked(a)), (0, Some(4 * window)));
+    scene.voucher(4 * window).await.expect("accepted");
+    assert_eq!(a.shortage().await, Shortage::Over);
+    assert_eq!(a.ahead(), WINDOW);
+}
+
+#[tokio::test]
+async fn what_comes_of_an_answer_beyond_its_order_is_not_waited_for() {
+    let scene = Scene::new();
+    let purse = scene.open(DEPOSIT, 1_000).await;
+    for is_stream in [true, false] {
+        let mut order = order(10, 5);
+        order.is_stream = is_stream;
+        let mut meter = purse.start(order).expect("paid for");
+        for (input, output) in [(4, 3), (0, 30), (90, 1)] {
+            let charge = meter.charge(Tokens { input, output }).await;
+            assert_eq!(charge, Ok(Charge::Paid));
+        }
+        let receipt = meter.finish(done("length")).await;
+        let charged = receipt.usage.expect("a request").charged;
+        assert_eq!(charged, Wei(10 * INPUT + 5 * OUTPUT));
+    }
+    assert_eq!(purse.receipt().spent.0, 2 * (10 * INPUT + 5 * OUTPUT));
 }
 
 #[tokio::test]

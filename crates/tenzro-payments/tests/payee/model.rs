@@ -50,6 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Running {
     meter: Meter,
     input: u32,
+    output: u32,
     delivered: u32,
 }
 
@@ -133,6 +134,7 @@ async fn take(
             running.extend(started.map(|meter| Running {
                 meter,
                 input,
+                output,
                 delivered: 0,
             }));
         }
@@ -149,6 +151,8 @@ async fn take(
                     output: tokens,
                 })
                 .await;
+            // Nobody pays for more than was ordered.
+            let tokens = tokens.min(one.output - one.delivered);
             if charge == Ok(Charge::Paid) {
                 one.delivered += tokens;
                 reference.spent += u128::from(input) * INPUT + u128::from(tokens) * OUTPUT;

@@ -20,6 +20,8 @@ pub struct TokenBudget {
 struct Balance {
     /// Negative after [`TokenHold::spend`] of more than was there.
     left: i64,
+    /// Tokens in the hands of generations.
+    held: u64,
     /// Woken, once, when there is something to take.
     waiting: Vec<Waker>,
 }
@@ -30,6 +32,7 @@ impl TokenBudget {
         Self {
             balance: Arc::new(Mutex::new(Balance {
                 left: i64::try_from(tokens).unwrap_or(i64::MAX),
+                held: 0,
                 waiting: Vec::new(),
             })),
         }
@@ -82,6 +85,22 @@ impl TokenBudget {
         u64::try_from(self.lock().left).unwrap_or(0)
     }
 
+    /// Whether nothing can be computed before tokens are added: none is left, and no generation has
+    /// one in hand.
+    pub fn is_dry(&self) -> bool {
+        let balance = self.lock();
+        balance.left <= 0 && balance.held == 0
+    }
+
+    /// Notes that a generation has a token in hand from now on, or no more.
+    fn note_held(&self, is_held: bool) {
+        let mut balance = self.lock();
+        balance.held = match is_held {
+            true => balance.held.saturating_add(1),
+            false => balance.held.saturating_sub(1),
+        };
+    }
+
     /// Takes so many, also when they are not there.
     fn owe(&self, tokens: u32) {
         let mut balance = self.lock();
@@ -131,11 +150,17 @@ impl TokenHold {
         {
             std::task::ready!(budget.poll_take(task));
             self.is_held = true;
+            budget.note_held(true);
         }
         Poll::Ready(())
     }
 
-    /// So many tokens were computed: the one in hand, and the others on credit. What is owed is
+    /// Whether there is a budget.
+    pub fn is_limited(&self) -> bool {
+        self.budget.is_some()
+    }
+
+    /// So many tokens were delivered: the one in hand, and the others on credit. What is owed is
     /// taken from the next tokens that are added.
     pub fn spend(&mut self, tokens: u32) {
         let Some(budget) = &self.budget else {
@@ -144,6 +169,7 @@ impl TokenHold {
         let is_paid = self.is_held && tokens > 0;
         if is_paid {
             self.is_held = false;
+            budget.note_held(false);
         }
         let owed = tokens - u32::from(is_paid);
         if owed > 0 {
@@ -156,6 +182,7 @@ impl TokenHold {
         if let Some(budget) = &self.budget
             && std::mem::take(&mut self.is_held)
         {
+            budget.note_held(false);
             budget.add(1);
         }
     }
@@ -247,6 +274,9 @@ mod tests {
         let mut hold = TokenHold::new(Some(budget.clone()));
         assert!(hold.poll_hold(&task).is_ready() && hold.poll_hold(&task).is_ready());
         assert_eq!(budget.left(), 2);
+        assert!(budget.take() && budget.take());
+        assert!(!budget.is_dry(), "a token in hand can be computed with");
+        budget.add(2);
         hold.spend(0);
         hold.give_back();
         hold.give_back();
@@ -255,6 +285,10 @@ mod tests {
         hold.spend(1);
         assert!(hold.poll_hold(&task).is_ready());
         assert_eq!(budget.left(), 1);
+        assert!(budget.take() && !budget.is_dry());
+        hold.spend(1);
+        assert!(budget.is_dry());
+        budget.add(2);
         drop(hold);
         assert_eq!(budget.left(), 2);
 

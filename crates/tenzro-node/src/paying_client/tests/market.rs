@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
 use tempfile::TempDir;
-use tenzro_api::{Limits, Server, ServerConfig};
+use tenzro_api::{Inference, Limits, Server, ServerConfig};
 use tenzro_ledger::channels::{ChannelTerms, Escrow as OnLedger};
 use tenzro_ledger::{Address, B256, PrivateKeySigner};
 use tenzro_payments::books::Books;
@@ -108,18 +108,18 @@ fn open_payer(path: &Path, vault: &Arc<Vault>) -> Payer {
 }
 
 /// A model server that is paid.
-pub(super) struct Shop {
+pub(super) struct Shop<E = FakeInference> {
     server: Server,
-    pub(super) engine: Arc<FakeInference>,
+    pub(super) engine: Arc<E>,
 }
 
-impl Shop {
-    pub(super) async fn open(market: &Market, engine: FakeInference) -> Self {
+impl<E: Inference + 'static> Shop<E> {
+    pub(super) async fn open(market: &Market, engine: E) -> Self {
         Self::named("shop", market, engine).await
     }
 
     /// One of several with one wallet and one file of books.
-    pub(super) async fn named(name: &str, market: &Market, engine: FakeInference) -> Self {
+    pub(super) async fn named(name: &str, market: &Market, engine: E) -> Self {
         let sale = Sale {
             domain: place().domain,
             token: place().token,

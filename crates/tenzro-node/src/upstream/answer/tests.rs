@@ -139,3 +139,67 @@ fn without_a_budget_all_is_read() {
     let mut stream = events(chunks, unlimited).boxed();
     assert_eq!(ready(&mut stream), ">abc.");
 }
+
+fn last(chunks: Chunks<Completion>, answer_tokens_max: Option<u32>) -> Finished {
+    let budget = TokenBudget::new(100);
+    let events = events(chunks, allowance(&budget, answer_tokens_max));
+    let events: Vec<_> = events.collect().now_or_never().expect("at once");
+    match events.into_iter().last() {
+        Some(Ok(GenerateEvent::Finished(finished))) => finished,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn with_usage(completion_tokens: u32, finish: &str) -> Value {
+    let mut end = chunk(json!({"index": 0, "text": "", "logprobs": null, "finish_reason": finish}));
+    end["usage"] = json!({
+        "prompt_tokens": 9, "completion_tokens": completion_tokens, "total_tokens": 9,
+    });
+    end
+}
+
+#[test]
+fn tokens_that_only_the_usage_tells_are_late_up_to_the_limit() {
+    for (told, finish, most, late) in [
+        (7, "length", None, 5),
+        (7, "stop", None, 4),
+        (3, "stop", None, 0),
+        (0, "stop", None, 0),
+        (7, "length", Some(4), 2),
+    ] {
+        let (chunks, _) = server(vec![text("ab"), text("cd"), with_usage(told, finish)]);
+        let finished = last(chunks, most);
+        assert_eq!(finished.late_tokens, late, "{told} {finish} {most:?}");
+        assert_eq!(finished.usage.completion_tokens, told);
+    }
+}
+
+#[test]
+fn an_engine_that_goes_on_beyond_the_limit_is_cut_off() {
+    let (chunks, read) = server(vec![text("a"), text("b"), text("c"), text("d"), end()]);
+    let budget = TokenBudget::new(9);
+    let mut stream = events(chunks, allowance(&budget, Some(2))).boxed();
+    assert_eq!(ready(&mut stream), ">ab.");
+    assert_eq!(read.load(Ordering::Relaxed), 3);
+    let (chunks, _) = server(vec![text("a"), text("b"), text("c")]);
+    assert_eq!(last(chunks, Some(2)).reason, FinishReason::Length);
+}
+
+#[test]
+fn m26_log_probabilities_of_no_text_are_not_passed_on() {
+    let silent = chunk(json!({
+        "index": 0, "text": "", "finish_reason": null,
+        "logprobs": {"tokens": ["<s>"], "token_logprobs": [-0.5], "top_logprobs": [], "text_offset": []},
+    }));
+    let (chunks, _) = server(vec![silent, text("a"), end()]);
+    let budget = TokenBudget::new(1);
+    let events = events(chunks, allowance(&budget, Some(1)));
+    let events: Vec<_> = events.collect().now_or_never().expect("at once");
+    assert_eq!(events.len(), 3, "{events:?}");
+}
+
+#[test]
+fn an_answer_that_was_cut_for_want_of_payment_says_so() {
+    let (chunks, _) = server(vec![text("a"), with_usage(1, "payment_required")]);
+    assert_eq!(last(chunks, None).reason, FinishReason::PaymentRequired);
+}
