@@ -146,6 +146,7 @@ impl Inference for Upstream {
             Ok(Embeddings {
                 vectors,
                 prompt_tokens,
+                provider: None,
             })
         })
     }
