@@ -130,8 +130,8 @@ impl Provider {
 
     async fn free(&self, number: usize, tokens: u32) -> anyhow::Result<Timing> {
         let began = Instant::now();
-        let chunks = self.free.chat(&self.request(number, tokens)).await?;
-        time(began, chunks).await
+        let answer = self.free.chat(&self.request(number, tokens)).await?;
+        time(began, answer.chunks).await
     }
 }
 

@@ -23,6 +23,7 @@ mod metrics;
 mod node;
 mod openai;
 mod paid_stream;
+mod provider;
 mod request_id;
 mod routes;
 mod rpc;

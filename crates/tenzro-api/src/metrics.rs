@@ -70,7 +70,7 @@ impl RequestCounter {
     }
 }
 
-/// Counters and histograms of one model server.
+/// Counters and histograms of what answers the OpenAI API.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -87,7 +87,13 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(inference: Arc<dyn Inference>) -> Self {
+        Self::with(inference, |_| {})
+    }
+
+    /// `more` registers what else is on the page.
+    pub(crate) fn with(inference: Arc<dyn Inference>, more: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("tenzro");
+        more(&mut registry);
         let requests = RequestCounter::register(&mut registry);
         let payments = PaymentMetrics::register(&mut registry);
         let [prompt_tokens, cached_tokens, completion_tokens] =
@@ -148,6 +154,15 @@ impl Metrics {
             queue,
             whole,
         }
+    }
+
+    pub(crate) fn page(&self) -> Response {
+        let mut text = String::new();
+        if encode(&mut text, &self.registry).is_err() {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, content_type)], text).into_response()
     }
 }
 
@@ -276,14 +291,5 @@ impl Collector for EngineCollector {
 
 /// The page that Prometheus scrapes.
 pub(crate) async fn show(State(state): State<AppState>) -> Response {
-    page(&state.metrics.registry)
-}
-
-pub(crate) fn page(registry: &Registry) -> Response {
-    let mut text = String::new();
-    if encode(&mut text, registry).is_err() {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    }
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+    state.metrics.page()
 }

@@ -14,7 +14,6 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tenzro_protocol::json_rpc::{RpcError, code};
@@ -24,7 +23,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower_http::cors::CorsLayer;
 
 use crate::error::ApiError;
-use crate::metrics::{RequestCounter, page};
+use crate::inference::Inference;
+use crate::metrics::Metrics;
 use crate::rpc::{self, Caller, JsonRpc};
 use crate::server::Limits;
 use crate::state::AppState;
@@ -84,7 +84,7 @@ pub(crate) fn router(state: NodeState, openai: AppState) -> Router {
     if state.cors {
         rpc = rpc.layer(CorsLayer::permissive());
     }
-    let counter = state.metrics.requests.clone();
+    let counter = state.metrics.answers.requests.clone();
     rpc.route("/health", get(health))
         .route("/metrics", get(metrics))
         .with_state(state)
@@ -121,7 +121,7 @@ async fn health(State(state): State<NodeState>) -> Response {
 }
 
 async fn metrics(State(state): State<NodeState>) -> Response {
-    page(&state.metrics.registry)
+    state.metrics.answers.page()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -133,25 +133,24 @@ struct CallLabels {
 /// Counters of one node.
 #[derive(Debug)]
 pub(crate) struct NodeMetrics {
-    registry: Registry,
-    requests: RequestCounter,
+    /// Of the models of the network.
+    pub(crate) answers: Arc<Metrics>,
     calls: Family<CallLabels, Counter>,
 }
 
 impl NodeMetrics {
-    pub(crate) fn new(rpc: Arc<dyn JsonRpc>) -> Self {
-        let mut registry = Registry::with_prefix("tenzro");
-        let requests = RequestCounter::register(&mut registry);
+    pub(crate) fn new(rpc: Arc<dyn JsonRpc>, inference: Arc<dyn Inference>) -> Self {
         let calls = Family::default();
-        registry.register(
-            "rpc_calls",
-            "JSON-RPC calls by method and code of their error, 0 for none",
-            calls.clone(),
-        );
-        registry.register_collector(Box::new(LedgerCollector(rpc)));
+        let answers = Metrics::with(inference, |registry| {
+            registry.register(
+                "rpc_calls",
+                "JSON-RPC calls by method and code of their error, 0 for none",
+                calls.clone(),
+            );
+            registry.register_collector(Box::new(LedgerCollector(rpc)));
+        });
         Self {
-            registry,
-            requests,
+            answers: Arc::new(answers),
             calls,
         }
     }

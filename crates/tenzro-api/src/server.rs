@@ -162,8 +162,9 @@ impl Server {
         inference: Arc<dyn Inference>,
     ) -> std::io::Result<Self> {
         Self::start(config.listen, config.limits, |server| {
+            let metrics = Arc::new(NodeMetrics::new(Arc::clone(&rpc), Arc::clone(&inference)));
             let openai = AppState {
-                metrics: Arc::new(Metrics::new(Arc::clone(&inference))),
+                metrics: Arc::clone(&metrics.answers),
                 inference,
                 billing: None,
                 limits: config.limits,
@@ -173,7 +174,7 @@ impl Server {
                 cut: server.cut.clone(),
             };
             let node = NodeState {
-                metrics: Arc::new(NodeMetrics::new(Arc::clone(&rpc))),
+                metrics,
                 rpc,
                 limits: config.limits,
                 cors: config.cors,

@@ -73,13 +73,16 @@ pub(crate) fn respond(
     if let Some(bill) = choices.take_bill() {
         return paid_stream::respond(choices, bill, writer, keep_alive);
     }
+    let provider = choices.take_provider();
     let state = State {
         choices,
         writer,
         keep_alive,
         is_over: false,
     };
-    response(Body::from_stream(futures::stream::unfold(state, advance)))
+    provider.head(response(Body::from_stream(futures::stream::unfold(
+        state, advance,
+    ))))
 }
 
 /// An answer with a body of events.

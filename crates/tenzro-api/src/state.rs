@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tenzro_protocol::inference::{ModelCard, ServerState};
-use tenzro_protocol::model_id::comparable;
+use tenzro_protocol::model_id::is_meant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -94,8 +94,7 @@ fn find<'a>(models: &'a [ModelCard], name: &str) -> Option<&'a ModelCard> {
     if let Some(card) = models.iter().find(|card| named(card, &exact)) {
         return Some(card);
     }
-    let wanted = comparable(name);
-    let alike = |known: &str| !wanted.is_empty() && comparable(known) == wanted;
+    let alike = |known: &str| is_meant(name, known);
     let mut candidates = models.iter().filter(|card| named(card, &alike));
     match (candidates.next(), candidates.next()) {
         (Some(only), None) => Some(only),

@@ -81,7 +81,7 @@ pub(crate) enum Command {
     /// The chain that the ledger runs on
     #[command(subcommand)]
     Chain(Chain),
-    /// Chat with a served model: one answer for a prompt, else a conversation
+    /// Chat with a model that this home serves, for free, else with one of the network, which the node pays
     #[command(after_help = "Examples:\n  \
         tenzro-cli chat --model gemma3-270m\n  \
         tenzro-cli chat --model gemma3-270m \"Why is the sky blue?\"\n  \
@@ -167,7 +167,8 @@ pub(crate) enum Model {
     /// List the running model servers of this home
     #[command(after_help = "Example:\n  tenzro-cli model ps")]
     Ps,
-    /// Stop a model server: running answers finish, for at most 30 seconds, and it is unregistered
+    /// Stop a model server: running answers finish, for at most 30 seconds, what it earned is settled, and it
+    /// is unregistered
     #[command(after_help = "Examples:\n  \
         tenzro-cli model stop gemma3-270m\n  tenzro-cli model stop --all")]
     Stop {
@@ -217,7 +218,7 @@ pub(crate) struct Serve {
     /// Model id to serve under
     #[arg(long, value_name = "ID")]
     pub(crate) alias: Option<String>,
-    /// Register the endpoint on the ledger, with this home's wallet
+    /// Register the endpoint on the ledger with this home's wallet, and be paid per token by all but this home
     #[arg(long)]
     pub(crate) remote: bool,
     /// Address that others reach it at; ends in /v1 [default: the one it listens on]
@@ -489,7 +490,7 @@ pub(crate) enum Channel {
     Close {
         /// Its id: 0x and 64 hexadecimal digits
         channel: tenzro_ledger::B256,
-        /// Without the provider: once to ask for it, and again when the grace period is over
+        /// Without the provider: once to ask for it, and once more when the grace period is over
         #[arg(long)]
         force: bool,
     },

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tenzro_protocol::model_id::{comparable, is_valid, model_id, nearest};
+use tenzro_protocol::model_id::{is_meant, is_valid, model_id, nearest};
 
 use crate::cache::{RepoCache, remove_if_there, replace_file};
 use crate::choice::tag_of;
@@ -200,7 +200,7 @@ impl LibraryEntry {
         self.files.iter().any(|file| file.is_at(Path::new(query)))
             || std::iter::once(&self.id)
                 .chain(&self.aliases())
-                .any(|name| comparable(name) == comparable(query))
+                .any(|name| is_meant(query, name))
     }
 }
 

@@ -7,6 +7,7 @@ use alloy::sol_types::{Revert, SolError};
 
 use crate::channels::ChannelRefusal;
 use crate::contracts::{Faucet, PaymentChannels, ProviderRegistry, TNZO};
+use crate::transaction::SendError;
 
 /// `None` when nobody here knows that error.
 pub(crate) fn explain(data: &[u8]) -> Option<String> {
@@ -31,6 +32,22 @@ pub(crate) fn explain(data: &[u8]) -> Option<String> {
         error.name,
         arguments.join(", ")
     ))
+}
+
+impl SendError {
+    /// Whether the wallet has too little TNZO: nothing was sent.
+    pub fn lacks_tnzo(&self) -> bool {
+        self.is_revert(|data| TNZO::ERC20InsufficientBalance::abi_decode(data).is_ok())
+    }
+
+    /// Whether the wallet is not registered as a provider: nothing was sent.
+    pub fn lacks_registration(&self) -> bool {
+        self.is_revert(|data| ProviderRegistry::NotRegistered::abi_decode(data).is_ok())
+    }
+
+    fn is_revert(&self, of: impl Fn(&[u8]) -> bool) -> bool {
+        matches!(self, Self::Reverted { data, .. } if of(data))
+    }
 }
 
 /// Those that a user is likely to meet.

@@ -33,6 +33,13 @@ pub(crate) struct ViewedChannel {
     pub(crate) opened_at: u64,
 }
 
+impl ViewedChannel {
+    /// Whether it takes payments: it is not closed, and its payer does not leave.
+    pub(crate) fn is_open(&self) -> bool {
+        self.refunded.is_none() && self.withdrawable_at.is_none()
+    }
+}
+
 /// By id.
 pub(crate) type Channels = BTreeMap<B256, ViewedChannel>;
 
@@ -46,10 +53,34 @@ pub(crate) struct ChannelViews {
 /// By address, and whether it is the payee.
 type Views = HashMap<(Address, bool), Arc<Mutex<View>>>;
 
+/// The channels of one party, and up to where they are read.
 #[derive(Debug)]
-struct View {
+pub(crate) struct View {
     follower: ChannelFollower,
     channels: Channels,
+}
+
+impl View {
+    /// Nothing is read yet.
+    pub(crate) fn new(ledger: Ledger, who: Party) -> Self {
+        let first = ledger.addresses().first_block;
+        Self {
+            follower: ChannelFollower::new(ledger, who, first, 0),
+            channels: Channels::new(),
+        }
+    }
+
+    /// Reads what is new. Dropped halfway, it goes on the next time.
+    pub(crate) async fn catch_up(&mut self) -> Result<&Channels, LedgerError> {
+        let news = self.follower.catch_up().await?;
+        if news.is_anew {
+            self.channels.clear();
+        }
+        for event in &news.events {
+            apply(&mut self.channels, event);
+        }
+        Ok(&self.channels)
+    }
 }
 
 impl ChannelViews {
@@ -67,14 +98,7 @@ impl ChannelViews {
             let _reader = self.readers.acquire().await;
             let view = self.view(who);
             let mut view = view.lock().await;
-            let news = view.follower.catch_up().await?;
-            if news.is_anew {
-                view.channels.clear();
-            }
-            for event in &news.events {
-                apply(&mut view.channels, event);
-            }
-            Ok(view.channels.clone())
+            Ok(view.catch_up().await?.clone())
         };
         let read = tokio::time::timeout(PATIENCE, read).await;
         read.unwrap_or(Err(LedgerError::Lagging))
@@ -89,13 +113,7 @@ impl ChannelViews {
         if views.len() >= PARTIES_MAX && !views.contains_key(&key) {
             views.clear();
         }
-        let new = || {
-            let first = self.ledger.addresses().first_block;
-            Arc::new(Mutex::new(View {
-                follower: ChannelFollower::new(self.ledger.clone(), who, first, 0),
-                channels: Channels::new(),
-            }))
-        };
+        let new = || Arc::new(Mutex::new(View::new(self.ledger.clone(), who)));
         Arc::clone(views.entry(key).or_insert_with(new))
     }
 }

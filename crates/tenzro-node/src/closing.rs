@@ -23,6 +23,12 @@ const CLOSE: Duration = Duration::from_secs(90);
 pub(crate) enum AskError {
     #[error("it does not answer: {0}")]
     Unreachable(String),
+    /// It does not close the channel now.
+    #[error(
+        "it answers 409: answers still run on the channel, or nothing was spent on it, so that it would not be \
+         paid for closing it"
+    )]
+    Conflict,
     /// Something else than was asked for.
     #[error("it answers {0}")]
     Status(StatusCode),
@@ -97,10 +103,11 @@ pub(crate) async fn ask(
         .header(credential.header(), credential.value())
         .send();
     let response = sent.await.map_err(|error| unreachable(&error))?;
-    if !response.status().is_success() {
-        return Err(AskError::Status(response.status()));
+    match response.status() {
+        status if status.is_success() => Ok(Ok(())),
+        StatusCode::CONFLICT => Err(AskError::Conflict),
+        status => Err(AskError::Status(status)),
     }
-    Ok(Ok(()))
 }
 
 fn client(prober: &Prober, base_url: &str) -> Result<Client, AskError> {

@@ -12,6 +12,9 @@ use tenzro_protocol::model_id::nearest;
 
 use crate::home::Home;
 
+/// Output tokens that are paid ahead at most: no node of ours pays a provider that wants more.
+pub(crate) const WINDOW_TOKENS_MAX: u32 = 64;
+
 /// One setting that a file or a variable may give.
 #[derive(Debug, Clone, Copy)]
 struct Known {
@@ -32,10 +35,12 @@ enum Kind {
     Flag,
     /// TNZO.
     Amount,
+    /// Output tokens that are paid ahead.
+    Window,
     Text,
 }
 
-const KNOWN: [Known; 30] = [
+const KNOWN: [Known; 32] = [
     known("rpc", Kind::Text, Some("http://127.0.0.1:8545")),
     known("node.host", Kind::Address, Some("127.0.0.1")),
     known("node.port", Kind::Port, Some("8545")),
@@ -57,12 +62,14 @@ const KNOWN: [Known; 30] = [
     known("serve.gpu_layers", Kind::Number, None),
     known("serve.queue_size", Kind::Number, Some("64")),
     known("serve.cors", Kind::Flag, Some("false")),
-    known("payments.window_tokens", Kind::Number, Some("32")),
+    known("payments.window_tokens", Kind::Window, Some("32")),
     known("payments.settle_amount", Kind::Amount, Some("10")),
     known("payments.settle_seconds", Kind::Number, Some("600")),
     known("payments.max_per_hour", Kind::Amount, None),
     known("payments.max_per_day", Kind::Amount, None),
     known("payments.max_deposit", Kind::Amount, Some("100")),
+    known("payments.max_input_price", Kind::Amount, None),
+    known("payments.max_output_price", Kind::Amount, None),
     known("chat.model", Kind::Text, None),
     known("chat.system", Kind::Text, None),
     known("chat.max_tokens", Kind::Number, None),
@@ -309,6 +316,12 @@ fn check(known: &Known, value: &str, origin: &Origin) -> Result<(), ConfigError>
         Kind::Address => (value.parse::<IpAddr>().is_ok(), "an IP address"),
         Kind::Block => (value.parse::<u64>().is_ok(), "a whole number"),
         Kind::Flag => (value.parse::<bool>().is_ok(), "true or false"),
+        Kind::Window => (
+            value
+                .parse()
+                .is_ok_and(|tokens| (1..=WINDOW_TOKENS_MAX).contains(&tokens)),
+            "a whole number from 1 to 64",
+        ),
         Kind::Amount => (Wei::parse_tnzo(value).is_ok(), "an amount of TNZO"),
         Kind::Text => (true, "text"),
     };
@@ -395,6 +408,20 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_is_described_with_its_default() {
+        let page = include_str!("../../../docs/settings.md");
+        for known in KNOWN {
+            let named = format!("`{}`", known.key);
+            let line = page.lines().find(|line| line.contains(&named));
+            let line = line.unwrap_or_else(|| panic!("{} is not described", known.key));
+            let default = known
+                .default
+                .map_or("–".to_owned(), |value| format!("`{value}`"));
+            assert!(line.contains(&format!("| {default} |")), "{line}");
+        }
+    }
+
+    #[test]
     fn the_hubs_settings_name_the_variables_they_came_from() {
         let origin = |config: &Config, key: &str| {
             let rows = config.explain();
@@ -427,6 +454,9 @@ mod tests {
             "[serve]\nport = 70000\n",
             "[serve]\nhost = \"localhost\"\n",
             "[serve]\nport = []\n",
+            "[payments]\nwindow_tokens = 0\n",
+            "[payments]\nwindow_tokens = 65\n",
+            "[payments]\nmax_input_price = \"-1\"\n",
         ] {
             let error = config(file, &[]).expect_err("not used silently");
             assert!(matches!(error, ConfigError::Value { .. }), "{error}");

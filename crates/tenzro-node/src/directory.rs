@@ -10,11 +10,13 @@ use tenzro_ledger::registry::{Endpoint, Pricing, Provider, Snapshot, endpoint_id
 use tenzro_ledger::{Address, wei};
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::ModelCard;
-use tenzro_protocol::model_id::comparable;
+use tenzro_protocol::model_id::is_meant;
 use tenzro_protocol::network::{
     EndpointInfo, EndpointStatus, Location, Missing, NetworkModel, NextPrice, PricingInfo,
     ProviderInfo,
 };
+
+use crate::choice::Demand;
 
 /// Longest JSON about a model; the contract allows no more.
 const META_BYTES_MAX: usize = 1024;
@@ -102,14 +104,9 @@ pub(crate) struct Directory<'a> {
 
 impl Directory<'_> {
     /// All endpoints of the ledger and this node; of one model, when one is named. Local ones first,
-    /// then by price.
+    /// then by what a typical request costs.
     pub(crate) fn endpoints(&self, model: Option<&str>) -> Vec<EndpointInfo> {
-        let wanted = model.map(comparable);
-        let is_wanted = |id: &str| {
-            wanted
-                .as_ref()
-                .is_none_or(|wanted| comparable(id) == *wanted)
-        };
+        let is_wanted = |id: &str| model.is_none_or(|wanted| is_meant(wanted, id));
         let local = self.local.values();
         let local = local
             .filter(|endpoint| is_wanted(&endpoint.model_id))
@@ -122,9 +119,18 @@ impl Directory<'_> {
             .collect();
         network.sort_by_key(|endpoint| {
             let is_inactive = endpoint.status == EndpointStatus::Inactive;
-            (is_inactive, endpoint.price_per_output_token)
+            (is_inactive, Demand::TYPICAL.cost(endpoint))
         });
         local.chain(network).collect()
+    }
+
+    /// Those of a provider that were not taken off.
+    pub(crate) fn endpoints_of(&self, provider: Address) -> Vec<EndpointInfo> {
+        let mut endpoints = self.endpoints(None);
+        endpoints.retain(|endpoint| {
+            provider_of(endpoint) == Some(provider) && !endpoint.missing.contains(&Missing::Serving)
+        });
+        endpoints
     }
 
     /// One endpoint by its id.
@@ -154,12 +160,7 @@ impl Directory<'_> {
                     |endpoint: &&EndpointInfo| endpoint.status != EndpointStatus::Inactive;
                 endpoints.iter().filter(is_active)
             };
-            let is_online = |endpoint: &&EndpointInfo| {
-                matches!(
-                    endpoint.status,
-                    EndpointStatus::Online | EndpointStatus::Degraded
-                )
-            };
+            let is_online = |endpoint: &&EndpointInfo| endpoint.status.is_answering();
             NetworkModel {
                 online: endpoints.iter().filter(is_online).count(),
                 cheapest_input_token: active().filter_map(|one| one.price_per_input_token).min(),
@@ -259,6 +260,11 @@ impl Directory<'_> {
             uptime_percent: probes.uptime_percent(),
         }
     }
+}
+
+/// The wallet of an endpoint's provider; none of a local endpoint.
+pub(crate) fn provider_of(endpoint: &EndpointInfo) -> Option<Address> {
+    endpoint.provider.as_deref()?.parse().ok()
 }
 
 fn measured_status(probes: &Probes) -> EndpointStatus {

@@ -10,6 +10,7 @@
 
 mod billing;
 mod channel_view;
+mod choice;
 mod closing;
 pub mod config;
 mod directory;

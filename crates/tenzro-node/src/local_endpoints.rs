@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tenzro_protocol::model_id::comparable;
+use tenzro_protocol::model_id::is_meant;
 
 use crate::directory::LocalEndpoint;
 use crate::home::replace_file;
@@ -57,11 +57,10 @@ impl LocalEndpoints {
         model: &str,
         base_url: Option<&str>,
     ) -> io::Result<Vec<LocalEndpoint>> {
-        let wanted = comparable(model);
         let mut known = self.lock();
         let (gone, new): (BTreeMap<_, _>, BTreeMap<_, _>) =
             known.clone().into_iter().partition(|(_, endpoint)| {
-                comparable(&endpoint.model_id) == wanted
+                is_meant(model, &endpoint.model_id)
                     && base_url.is_none_or(|url| url == endpoint.base_url)
             });
         if !gone.is_empty() {

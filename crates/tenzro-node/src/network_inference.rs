@@ -2,46 +2,54 @@
 //! wallet.
 //!
 //! ```text
-//! model ─▶ Directory: who serves it? ─┬ this home's own server  for free, with the operator token
-//!                                     ├ a local endpoint        for free
-//!                                     └ a provider              PayingClient, at the registered price
+//! model ─▶ Directory: who serves it? ─▶ choice.rs ─┬ this home's own server  for free, with the operator token
+//!                                                  ├ a local endpoint        for free
+//!                                                  └ a provider              PayingClient, at the registered price
 //! ```
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use tenzro_api::{GenerateStream, Inference};
 use tenzro_engine::Tokenizer;
 use tenzro_hub::{HashState, Library};
-use tenzro_ledger::Address;
 use tenzro_payments::payer::Payer;
 use tenzro_payments::payer::audit::Recount;
 use tenzro_payments::payer::terms::Expected;
+use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::{
-    EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest, ModelCard, PromptSize,
-    ServerState,
+    EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateEvent, GenerateRequest,
+    ModelCard, PromptSize, ServerState,
 };
 use tenzro_protocol::network::{EndpointInfo, EndpointStatus, Location};
 
+use crate::choice::{self, Candidate, Demand, PricesMax, Relation, Wish};
+use crate::config::WINDOW_TOKENS_MAX;
+use crate::directory::provider_of;
 use crate::node_rpc::NodeRpc;
 use crate::openai_client::OpenAiClient;
 use crate::operator_token::operator_token;
 use crate::paying_client::PayingClient;
-use crate::servers::Servers;
+use crate::servers::{ServerRecord, Servers};
 use crate::upstream::Upstream;
 
-/// Output tokens that are paid ahead at most, whatever a provider would like.
-const WINDOW_TOKENS_MAX: u32 = 64;
 /// Endpoints whose connections and challenges are kept.
 const KEPT_MAX: usize = 256;
 
-/// See the module header.
+/// See the module header; cheap to clone.
+#[derive(Clone)]
 pub(crate) struct NetworkInference {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     node: Arc<NodeRpc>,
     payer: Option<Payer>,
+    /// What the settings allow.
+    prices_max: PricesMax,
     /// Models whose answers can be counted.
     library: Library,
     allow_private: bool,
@@ -51,95 +59,196 @@ pub(crate) struct NetworkInference {
 /// A way to an endpoint, as long as it stays the same endpoint at the same price.
 struct Kept {
     endpoint: EndpointInfo,
+    relation: Relation,
     inference: Arc<Upstream>,
 }
 
 /// Who answers.
 pub(crate) struct Chosen {
     pub(crate) endpoint: EndpointInfo,
-    pub(crate) inference: Arc<Upstream>,
+    is_free: bool,
+    inference: Arc<Upstream>,
+}
+
+/// What is told of who answers where nobody is paid.
+const LOCAL: &str = "local";
+
+impl Chosen {
+    /// The provider's wallet, or `local` for a model server of this home and the node's own endpoints.
+    fn provider(&self) -> String {
+        let provider = self.endpoint.provider.clone();
+        provider
+            .filter(|_| !self.is_free)
+            .unwrap_or_else(|| LOCAL.to_owned())
+    }
+
+    /// Its answer, which says who gives it, and that nothing was paid where that is known.
+    pub(crate) async fn generate(
+        self,
+        request: GenerateRequest,
+    ) -> Result<GenerateStream, GenerateError> {
+        let stream = self
+            .inference
+            .generate(&self.endpoint.model_id, request)
+            .await?;
+        let (provider, is_free) = (self.provider(), self.is_free);
+        let told = stream.map(move |event| {
+            let mut event = event?;
+            match &mut event {
+                GenerateEvent::Started(started) => started.provider = Some(provider.clone()),
+                GenerateEvent::Finished(finished) if is_free => {
+                    finished.usage.cost = Some(Wei::ZERO);
+                }
+                GenerateEvent::Delta(_) | GenerateEvent::Finished(_) => {}
+            }
+            Ok(event)
+        });
+        Ok(told.boxed())
+    }
+
+    async fn embed(self, request: EmbedRequest) -> Result<Embeddings, GenerateError> {
+        let vectors = self
+            .inference
+            .embed(&self.endpoint.model_id, request)
+            .await?;
+        Ok(Embeddings {
+            provider: Some(self.provider()),
+            ..vectors
+        })
+    }
 }
 
 impl NetworkInference {
-    pub(crate) fn new(node: Arc<NodeRpc>, library: Library, allow_private: bool) -> Self {
-        Self {
+    pub(crate) fn new(
+        node: Arc<NodeRpc>,
+        library: Library,
+        allow_private: bool,
+        prices_max: PricesMax,
+    ) -> Self {
+        let inner = Inner {
             payer: node.payer.clone(),
             node,
+            prices_max,
             library,
             allow_private,
             kept: Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
         }
     }
 
-    /// The endpoint that serves a model, of that provider where one is named: this node's own before others,
-    /// then the cheapest.
-    pub(crate) fn choose(
+    /// The endpoint that serves a model, of that provider where one is named, at no more than `price_max` for
+    /// a token in either direction: a free one before others, then where the request costs least.
+    pub(crate) async fn choose(
         &self,
         model: &str,
+        demand: Demand,
         provider: Option<&str>,
+        price_max: Option<Wei>,
     ) -> Result<Chosen, GenerateError> {
-        let endpoints = self
+        let inner = &self.inner;
+        let endpoints = inner
             .node
             .with_directory(|directory| directory.endpoints(Some(model)));
-        let is_asked = |endpoint: &&EndpointInfo| {
-            provider.is_none_or(|wanted| {
-                let found = endpoint.provider.as_deref();
-                found.is_some_and(|found| found.eq_ignore_ascii_case(wanted))
+        let running = Servers::new(&inner.node.home).running().unwrap_or_default();
+        let candidates: Vec<Candidate<'_>> = endpoints
+            .iter()
+            .map(|endpoint| Candidate {
+                endpoint,
+                relation: inner.relation(endpoint, &running),
             })
+            .collect();
+        let wish = Wish {
+            provider,
+            caller: PricesMax::both(price_max),
+            owner: inner.prices_max,
         };
-        let asked: Vec<&EndpointInfo> = endpoints.iter().filter(is_asked).collect();
-        let usable = asked.iter().find(|endpoint| is_usable(endpoint.status));
-        let Some(endpoint) = usable else {
-            return Err(nobody(model, provider, &asked));
-        };
-        let inference = self.way_to(endpoint)?;
+        let best = choice::choose(model, &candidates, demand, &wish)?;
         Ok(Chosen {
-            endpoint: (*endpoint).clone(),
-            inference,
+            endpoint: best.endpoint.clone(),
+            is_free: best.relation == Relation::Free,
+            inference: self.way_to(best).await?,
         })
     }
 
-    fn way_to(&self, endpoint: &EndpointInfo) -> Result<Arc<Upstream>, GenerateError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = kept.get(&endpoint.endpoint_id)
+    async fn way_to(&self, to: Candidate<'_>) -> Result<Arc<Upstream>, GenerateError> {
+        let Candidate { endpoint, relation } = to;
+        if let Some(known) = self.inner.kept().get(&endpoint.endpoint_id)
+            && known.relation == relation
             && is_same(&known.endpoint, endpoint)
         {
             return Ok(Arc::clone(&known.inference));
         }
+        let (inner, new) = (Arc::clone(&self.inner), endpoint.clone());
+        // A tokenizer is read from its file, and that takes a while.
+        let connected = tokio::task::spawn_blocking(move || inner.connect(&new, relation)).await;
+        let connected = connected.map_err(|error| GenerateError::Internal {
+            message: error.to_string(),
+        });
+        let inference = Arc::new(connected??);
+        let mut kept = self.inner.kept();
         if kept.len() >= KEPT_MAX {
             kept.clear();
         }
-        let inference = Arc::new(self.connect(endpoint)?);
         let new = Kept {
             endpoint: endpoint.clone(),
+            relation,
             inference: Arc::clone(&inference),
         };
         kept.insert(endpoint.endpoint_id.clone(), new);
         Ok(inference)
     }
 
-    fn connect(&self, endpoint: &EndpointInfo) -> Result<Upstream, GenerateError> {
+    /// Who would be asked with nobody's wishes.
+    fn any(
+        &self,
+        model: &str,
+        demand: Demand,
+    ) -> BoxFuture<'static, Result<Chosen, GenerateError>> {
+        let (this, model) = (self.clone(), model.to_owned());
+        async move { this.choose(&model, demand, None, None).await }.boxed()
+    }
+}
+
+impl Inner {
+    fn kept(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn relation(&self, endpoint: &EndpointInfo, running: &[ServerRecord]) -> Relation {
+        if endpoint.location == Location::Local || is_behind(running, endpoint) {
+            return Relation::Free;
+        }
+        let own = self.node.account.as_ref().map(|account| account.address());
+        match own.is_some() && provider_of(endpoint) == own {
+            true => Relation::Own,
+            false => Relation::Seller,
+        }
+    }
+
+    fn connect(
+        &self,
+        endpoint: &EndpointInfo,
+        relation: Relation,
+    ) -> Result<Upstream, GenerateError> {
         let (url, card) = (&endpoint.api_endpoint, card(endpoint));
         let name = endpoint.model_id.clone();
         let unusable = |reason: String| GenerateError::Upstream {
             status: None,
             message: reason,
         };
-        let is_ours = self.is_ours(endpoint);
-        if endpoint.location == Location::Local || is_ours {
+        if relation == Relation::Free {
             // The token goes to servers of this home only.
-            let token = is_ours.then(|| operator_token(&self.node.home)).flatten();
+            let running = Servers::new(&self.node.home).running().unwrap_or_default();
+            let token = is_behind(&running, endpoint)
+                .then(|| operator_token(&self.node.home))
+                .flatten();
             let client = OpenAiClient::new(url).map_err(|error| unusable(error.to_string()))?;
             return Ok(Upstream::new(client.with_token(token), name, card));
         }
         let payer = self.payer.clone().ok_or_else(no_wallet)?;
         let expected = expected(endpoint)?;
-        let own = self.node.account.as_ref().map(|account| account.address());
-        if own == Some(expected.payee) {
-            let text = "this provider has the node's own wallet, which does not pay itself: serve the \
-                        model from the node's home";
-            return Err(unusable(text.to_owned()));
-        }
         let recount = endpoint
             .model_hash
             .as_ref()
@@ -165,15 +274,6 @@ impl NetworkInference {
             }
         }
     }
-
-    /// Whether a model server of this home is behind the endpoint.
-    fn is_ours(&self, endpoint: &EndpointInfo) -> bool {
-        let running = Servers::new(&self.node.home).running().unwrap_or_default();
-        running.iter().any(|server| {
-            let place = server.on_ledger.as_ref().map(|place| &place.base_url);
-            server.base_url == endpoint.api_endpoint || place == Some(&endpoint.api_endpoint)
-        })
-    }
 }
 
 impl Inference for NetworkInference {
@@ -183,6 +283,7 @@ impl Inference for NetworkInference {
 
     fn models(&self) -> Vec<ModelCard> {
         let endpoints = self
+            .inner
             .node
             .with_directory(|directory| directory.endpoints(None));
         let mut cards: Vec<ModelCard> = Vec::new();
@@ -202,10 +303,8 @@ impl Inference for NetworkInference {
         model: &str,
         request: GenerateRequest,
     ) -> BoxFuture<'static, Result<GenerateStream, GenerateError>> {
-        match self.choose(model, None) {
-            Ok(chosen) => chosen.inference.generate(model, request),
-            Err(error) => async { Err(error) }.boxed(),
-        }
+        let chosen = self.any(model, Demand::of_answer(&request));
+        async move { chosen.await?.generate(request).await }.boxed()
     }
 
     fn count_prompt(
@@ -213,10 +312,9 @@ impl Inference for NetworkInference {
         model: &str,
         request: &GenerateRequest,
     ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
-        match self.choose(model, None) {
-            Ok(chosen) => chosen.inference.count_prompt(model, request),
-            Err(error) => async { Err(error) }.boxed(),
-        }
+        let chosen = self.any(model, Demand::of_answer(request));
+        let (model, request) = (model.to_owned(), request.clone());
+        async move { chosen.await?.inference.count_prompt(&model, &request).await }.boxed()
     }
 
     fn embed(
@@ -224,10 +322,8 @@ impl Inference for NetworkInference {
         model: &str,
         request: EmbedRequest,
     ) -> BoxFuture<'static, Result<Embeddings, GenerateError>> {
-        match self.choose(model, None) {
-            Ok(chosen) => chosen.inference.embed(model, request),
-            Err(error) => async { Err(error) }.boxed(),
-        }
+        let chosen = self.any(model, Demand::of_vectors(&request));
+        async move { chosen.await?.embed(request).await }.boxed()
     }
 
     fn count_inputs(
@@ -235,10 +331,9 @@ impl Inference for NetworkInference {
         model: &str,
         request: &EmbedRequest,
     ) -> BoxFuture<'static, Result<PromptSize, GenerateError>> {
-        match self.choose(model, None) {
-            Ok(chosen) => chosen.inference.count_inputs(model, request),
-            Err(error) => async { Err(error) }.boxed(),
-        }
+        let chosen = self.any(model, Demand::of_vectors(request));
+        let (model, request) = (model.to_owned(), request.clone());
+        async move { chosen.await?.inference.count_inputs(&model, &request).await }.boxed()
     }
 
     fn gauges(&self) -> Option<EngineGauges> {
@@ -252,11 +347,12 @@ impl fmt::Debug for NetworkInference {
     }
 }
 
-fn is_usable(status: EndpointStatus) -> bool {
-    matches!(
-        status,
-        EndpointStatus::Online | EndpointStatus::Degraded | EndpointStatus::Unknown
-    )
+/// Whether a running model server of this home is behind the endpoint.
+fn is_behind(running: &[ServerRecord], endpoint: &EndpointInfo) -> bool {
+    running.iter().any(|server| {
+        let place = server.on_ledger.as_ref().map(|place| &place.base_url);
+        server.base_url == endpoint.api_endpoint || place == Some(&endpoint.api_endpoint)
+    })
 }
 
 /// Whether what is known of an endpoint's challenges and connections still holds.
@@ -274,11 +370,7 @@ fn expected(endpoint: &EndpointInfo) -> Result<Expected, GenerateError> {
         status: None,
         message: format!("the registry's {what} of this endpoint cannot be used"),
     };
-    let provider = endpoint
-        .provider
-        .as_deref()
-        .ok_or_else(|| odd("provider"))?;
-    let payee: Address = provider.parse().map_err(|_| odd("provider"))?;
+    let payee = provider_of(endpoint).ok_or_else(|| odd("provider"))?;
     let (Some(input), Some(output)) = (
         endpoint.price_per_input_token,
         endpoint.price_per_output_token,
@@ -310,21 +402,6 @@ fn card(endpoint: &EndpointInfo) -> ModelCard {
         sha256: endpoint.model_hash.clone(),
         size_bytes: None,
     }
-}
-
-fn nobody(model: &str, provider: Option<&str>, asked: &[&EndpointInfo]) -> GenerateError {
-    let who = match provider {
-        Some(provider) => format!("{provider} does not serve"),
-        None => "nobody serves".to_owned(),
-    };
-    let model: String = model.chars().take(100).collect();
-    let mut message = format!("{who} {model} at this time");
-    if let Some(first) = asked.first() {
-        let status = serde_json::to_value(first.status).unwrap_or_default();
-        let status = status.as_str().unwrap_or_default().replace('_', " ");
-        message = format!("{message}: {} is {status}", first.api_endpoint);
-    }
-    GenerateError::Unavailable { message }
 }
 
 fn no_wallet() -> GenerateError {

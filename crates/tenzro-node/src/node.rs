@@ -15,14 +15,14 @@ use tenzro_api::{Inference, JsonRpc, Limits, NodeServerConfig, Server};
 use tenzro_hub::Library;
 use tenzro_ledger::{Account, Keystore, Ledger, WalletError};
 use tenzro_payments::payer::budget::Limits as Budget;
-use tenzro_payments::payer::terms::Market;
 use tenzro_payments::payer::{PayError, Payer, PayerConfig, unix_now};
 use tenzro_payments::signature::Signer;
-use tenzro_payments::voucher::Domain;
 use tenzro_protocol::amount::Wei;
 use tokio::task::JoinHandle;
 
 use crate::channel_view::ChannelViews;
+use crate::choice::PricesMax;
+use crate::closing;
 use crate::config::Config;
 use crate::directory::LocalEndpoint;
 use crate::health::Health;
@@ -101,10 +101,15 @@ impl Node {
         let account = account(config, &source)?;
         let rpc = Arc::new(rpc(config, &source, account).await?);
         let library = Library::new(home.root(), &config.hub.cache_dir);
+        let prices_max = PricesMax {
+            input: amount(config, "payments.max_input_price"),
+            output: amount(config, "payments.max_output_price"),
+        };
         let inference = Arc::new(NetworkInference::new(
             rpc.clone(),
             library,
             rpc.prober.allows_private(),
+            prices_max,
         ));
         rpc.set_network(&inference);
         let server = listen(config, token, rpc.clone(), inference).await?;
@@ -217,12 +222,7 @@ async fn rpc(
 
 /// The node's wallet as a payer of providers.
 fn payer(config: &Config, ledger: &Ledger, account: &Account) -> Result<Payer, NodeStartError> {
-    let place = ledger.escrow();
-    let amount = |key| {
-        let text: Option<String> = config.get(key);
-        text.and_then(|text| Wei::parse_tnzo(&text).ok())
-            .map(|amount| amount.0)
-    };
+    let limit = |key| amount(config, key).map(|Wei(amount)| amount);
     let path = Place::of(&config.home, account.address()).payer_file();
     let directory = path.parent().expect("it is in the wallet's directory");
     std::fs::create_dir_all(directory).map_err(|source| NodeStartError::Home {
@@ -231,20 +231,23 @@ fn payer(config: &Config, ledger: &Ledger, account: &Account) -> Result<Payer, N
     })?;
     let payer = PayerConfig {
         path,
-        market: Market {
-            domain: Domain::new(place.chain_id, place.address),
-            token: place.token,
-        },
+        market: closing::market(ledger),
         signer: Signer::from_bytes(&account.signer().to_bytes()).expect("a wallet's key is a key"),
         limits: Budget {
-            hour: amount("payments.max_per_hour"),
-            day: amount("payments.max_per_day"),
-            deposit: amount("payments.max_deposit"),
+            hour: limit("payments.max_per_hour"),
+            day: limit("payments.max_per_day"),
+            deposit: limit("payments.max_deposit"),
         },
         clock: unix_now,
     };
     let view = LedgerView::new(ledger.clone(), account.signer().clone());
     Ok(Payer::open(payer, Arc::new(view))?)
+}
+
+/// A setting that is an amount of TNZO.
+fn amount(config: &Config, key: &str) -> Option<Wei> {
+    let text: Option<String> = config.get(key);
+    text.and_then(|text| Wei::parse_tnzo(&text).ok())
 }
 
 /// Model servers that started before the node are local endpoints like those that start later.

@@ -159,7 +159,7 @@ impl NodeRpc {
             "tenzro_openPaymentChannel" => self.open_channel(caller, params).await,
             "tenzro_topUpPaymentChannel" => self.top_up_channel(caller, params).await,
             "tenzro_closePaymentChannel" => self.close_channel(caller, params).await,
-            "tenzro_providerStats" => self.provider_stats(params).await,
+            "tenzro_providerStats" => self.provider_stats(caller, params).await,
             "tenzro_serveModel" => self.serve_model(caller, params).await,
             "tenzro_stopModel" => self.stop_model(caller, params).await,
             method if DEVELOPMENT.contains(&method) && self.is_embedded => match caller {
@@ -231,6 +231,11 @@ impl NodeRpc {
         if let Ok(Err(error)) = caught_up {
             tracing::debug!(%error, "the view is old");
         }
+    }
+
+    /// Whether the caller may spend the node's money, and so learn how it is spent.
+    fn may_spend(&self, caller: Caller) -> bool {
+        self.is_private || caller == Caller::Operator
     }
 
     fn own_address(&self) -> Result<Address, RpcError> {

@@ -51,6 +51,22 @@ pub enum ClientError {
 /// Chunks of a streamed answer; dropping it ends the request.
 pub type Chunks<T> = BoxStream<'static, Result<T, ClientError>>;
 
+/// A streamed answer, and who gives it.
+pub struct ChatAnswer {
+    /// As a node says it: the wallet that is paid, or `local`. Model servers do not say it.
+    pub provider: Option<String>,
+    /// The answer.
+    pub chunks: Chunks<ChatChunk>,
+}
+
+impl fmt::Debug for ChatAnswer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("ChatAnswer");
+        shown.field("provider", &self.provider);
+        shown.finish_non_exhaustive()
+    }
+}
+
 /// A server of the OpenAI API, for free or for money.
 pub(crate) trait OpenAiServer: Send + Sync + fmt::Debug + 'static {
     /// Streams an answer.
@@ -69,7 +85,7 @@ pub(crate) type Answered<T> = BoxFuture<'static, Result<T, ClientError>>;
 impl OpenAiServer for OpenAiClient {
     fn chat(&self, request: ChatRequest) -> Answered<Chunks<ChatChunk>> {
         let client = self.clone();
-        Box::pin(async move { client.chat(&request).await })
+        Box::pin(async move { Ok(client.chat(&request).await?.chunks) })
     }
 
     fn complete(&self, request: CompletionRequest) -> Answered<Chunks<Completion>> {
@@ -132,9 +148,14 @@ impl OpenAiClient {
     }
 
     /// Streams an answer; `stream` is set by the caller.
-    pub async fn chat(&self, request: &ChatRequest) -> Result<Chunks<ChatChunk>, ClientError> {
+    pub async fn chat(&self, request: &ChatRequest) -> Result<ChatAnswer, ClientError> {
         let response = self.post("chat/completions", request).await?;
-        Ok(chunks(response).boxed())
+        let provider = response.headers().get("x-tenzro-provider");
+        let provider = provider.and_then(|value| value.to_str().ok());
+        Ok(ChatAnswer {
+            provider: provider.map(str::to_owned),
+            chunks: chunks(response).boxed(),
+        })
     }
 
     /// Streams a continuation; `stream` is set by the caller.

@@ -3,8 +3,7 @@
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tenzro_ledger::channels::{
-    Authorization, Change, ChannelTerms, Escrow as Place, OpenRequest, Party, TopUpRequest,
-    channel_events,
+    Authorization, ChannelTerms, Escrow as Place, OpenRequest, Party, TopUpRequest,
 };
 use tenzro_ledger::{Address, B256, Ledger, PrivateKeySigner, U256};
 use tenzro_payments::escrow::{EscrowChannel, EscrowError};
@@ -12,7 +11,9 @@ use tenzro_payments::payer::PayerLedger;
 use tenzro_payments::signature::Signature;
 use tenzro_payments::wire;
 use tenzro_protocol::amount::Wei;
+use tokio::sync::Mutex;
 
+use crate::channel_view::View;
 use crate::escrow::{escrow_channel, unreadable};
 
 /// A wallet that signs deposits for an escrow.
@@ -73,10 +74,12 @@ fn terms(payee: Address, salt: B256) -> ChannelTerms {
 }
 
 /// See the module header.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct LedgerView {
     ledger: Ledger,
     signer: DepositSigner,
+    /// Channels of the payer that was asked for last, read on from where the last look ended.
+    opened: Mutex<Option<(Address, View)>>,
 }
 
 impl LedgerView {
@@ -86,6 +89,7 @@ impl LedgerView {
         Self {
             ledger,
             signer: DepositSigner { wallet, place },
+            opened: Mutex::default(),
         }
     }
 }
@@ -133,13 +137,13 @@ impl PayerLedger for LedgerView {
 
     fn channels_of(&self, payer: Address) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>> {
         async move {
-            let first = self.ledger.addresses().first_block;
-            let events = channel_events(&self.ledger, Party::Payer(payer), first, u64::MAX).await;
-            let events = events.map_err(unreadable)?;
-            let opened = events
-                .iter()
-                .filter(|event| matches!(event.change, Change::Opened { .. }));
-            Ok(opened.map(|event| event.id).collect())
+            let mut opened = self.opened.lock().await;
+            let (_, view) = match opened.take() {
+                Some((of, view)) if of == payer => opened.insert((of, view)),
+                _ => opened.insert((payer, View::new(self.ledger.clone(), Party::Payer(payer)))),
+            };
+            let channels = view.catch_up().await.map_err(unreadable)?;
+            Ok(channels.keys().copied().collect())
         }
         .boxed()
     }

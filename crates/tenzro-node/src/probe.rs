@@ -8,7 +8,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use tenzro_protocol::inference::ModelCard;
-use tenzro_protocol::model_id::comparable;
+use tenzro_protocol::model_id::is_meant;
 use tenzro_protocol::openai::ModelList;
 
 use crate::http_client::{self, innermost};
@@ -137,7 +137,6 @@ impl Prober {
         let started = Instant::now();
         let list = self.models(&url).await?;
         let latency = started.elapsed();
-        let wanted = comparable(model);
         let served: Vec<String> = list
             .data
             .iter()
@@ -146,7 +145,7 @@ impl Prober {
         let found = list.data.into_iter().map(|entry| entry.card).find(|card| {
             std::iter::once(&card.id)
                 .chain(&card.aliases)
-                .any(|name| comparable(name) == wanted)
+                .any(|name| is_meant(model, name))
         });
         match found {
             Some(card) => Ok(Found { card, latency }),

@@ -148,6 +148,7 @@ impl Inference for Upstream {
             Ok(Embeddings {
                 vectors,
                 prompt_tokens,
+                provider: None,
             })
         })
     }

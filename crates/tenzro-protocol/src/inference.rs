@@ -153,6 +153,8 @@ pub struct Started {
     pub cached_tokens: u32,
     /// Time between arrival and the first prompt token being computed.
     pub queued: Duration,
+    /// Who answers, where a node chose: the wallet that is paid, or `local`.
+    pub provider: Option<String>,
 }
 
 /// Text that is ready to be shown: valid UTF-8, never part of a stop string. One delta may hold
@@ -238,6 +240,8 @@ pub struct Embeddings {
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs.
     pub prompt_tokens: u32,
+    /// As in [`Started::provider`].
+    pub provider: Option<String>,
 }
 
 /// Why an engine refused or broke off a request.

@@ -80,6 +80,12 @@ pub fn comparable(name: &str) -> String {
     parts.concat()
 }
 
+/// Whether a name that somebody typed means the model that is known by that id or name.
+pub fn is_meant(name: &str, known: &str) -> bool {
+    let wanted = comparable(name);
+    name == known || (!wanted.is_empty() && comparable(known) == wanted)
+}
+
 /// How unlike two names are: edits between their comparable forms. Lower is nearer.
 pub fn distance(left: &str, right: &str) -> usize {
     let (left, right) = (comparable(left), comparable(right));
@@ -140,6 +146,8 @@ mod tests {
             comparable("SmolLM2-135M-Instruct.Q4_1.gguf"),
             comparable("smollm2-135m-q4_1")
         );
+        assert!(is_meant("Gemma-3_270M-it-GGUF", "gemma3-270m") && is_meant("chat", "chat"));
+        assert!(!is_meant("it", "chat") && !is_meant("gemma3-1b", "gemma3-270m"));
         assert!(!is_valid("../x") && !is_valid("") && !is_valid("A"));
     }
 

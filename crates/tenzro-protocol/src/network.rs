@@ -27,6 +27,18 @@ pub enum EndpointStatus {
     Inactive,
 }
 
+impl EndpointStatus {
+    /// Whether a request may go there: nothing is known against it.
+    pub fn is_usable(self) -> bool {
+        self.is_answering() || self == Self::Unknown
+    }
+
+    /// Whether it answered the last probe.
+    pub fn is_answering(self) -> bool {
+        matches!(self, Self::Online | Self::Degraded)
+    }
+}
+
 /// What keeps an endpoint from being used, or a provider from being eligible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]

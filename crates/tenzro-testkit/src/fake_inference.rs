@@ -231,6 +231,7 @@ impl Inference for FakeInference {
                 prompt_tokens: if is_exact { PROMPT_TOKENS } else { 0 },
                 cached_tokens: 2,
                 queued: Duration::ZERO,
+                provider: None,
             });
             let is_metered = tokens > 0;
             let said = pieces
@@ -295,6 +296,7 @@ impl Inference for FakeInference {
             Ok(Embeddings {
                 vectors: vec![vec![0.6, 0.8]; count],
                 prompt_tokens: INPUT_TOKENS,
+                provider: None,
             })
         })
     }

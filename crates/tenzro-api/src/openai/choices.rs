@@ -13,6 +13,7 @@ use tracing::Span;
 use crate::bill::{Bill, Payer, Terms};
 use crate::error::{ApiError, Failure};
 use crate::metrics::Observer;
+use crate::provider::Provider;
 use crate::state::{Admission, AppState};
 
 /// What a client is told whose answer the end of the server cuts.
@@ -32,6 +33,7 @@ pub(crate) struct Choices {
     prompt: &'static str,
     cut: CancellationToken,
     read_ahead: VecDeque<ChoiceEvent>,
+    provider: Provider,
     /// `None` when they are free.
     bill: Option<Bill>,
     /// Names the request in the log also when its answer is streamed.
@@ -92,6 +94,7 @@ impl Choices {
             prompt,
             cut: state.cut.clone(),
             read_ahead: VecDeque::new(),
+            provider: Provider::default(),
             bill,
             span: Span::current(),
             _admission: admission,
@@ -134,10 +137,16 @@ impl Choices {
 
     /// Charges what was read, where somebody pays, before it leaves as one answer.
     pub(crate) async fn settle(self, answer: impl IntoResponse) -> Result<Response, ApiError> {
+        let answer = self.provider.head(answer.into_response());
         match self.bill {
             Some(bill) => bill.settle(answer).await,
-            None => Ok(answer.into_response()),
+            None => Ok(answer),
         }
+    }
+
+    /// Who answers, as far as that is known.
+    pub(crate) fn take_provider(&mut self) -> Provider {
+        std::mem::take(&mut self.provider)
     }
 
     /// Cancelled when the server stops.
@@ -165,6 +174,7 @@ impl Choices {
         };
         let event = match next {
             Some((index, Ok(event))) => {
+                self.provider.note(&event);
                 if matches!(event, GenerateEvent::Finished(_)) {
                     self.unfinished -= 1;
                 }

@@ -15,6 +15,7 @@ use super::parameters::check_other;
 use crate::bill::{Bill, Payer};
 use crate::error::{ApiError, Failure};
 use crate::extract::JsonBody;
+use crate::provider::Provider;
 use crate::state::AppState;
 
 /// Embeds all inputs or none.
@@ -67,9 +68,10 @@ pub(crate) async fn create(
             total_tokens: embeddings.prompt_tokens,
         },
     });
+    let answer = Provider::named(embeddings.provider).head(answer.into_response());
     match bill {
         Some(bill) => Ok(bill.settle_inputs(embeddings.prompt_tokens, answer).await?),
-        None => Ok(answer.into_response()),
+        None => Ok(answer),
     }
 }
 

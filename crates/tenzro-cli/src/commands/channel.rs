@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tenzro_ledger::channels::{ChannelRefusal, ChannelTerms};
 use tenzro_ledger::{Address, B256};
+use tenzro_node::NodeClient;
 use tenzro_node::config::Config;
-use tenzro_node::{NodeClient, NodeError};
 use tenzro_protocol::amount::Wei;
 
 use super::network::{Acting, START_NODE, connect, explain_node, own_wallet};
@@ -216,20 +216,7 @@ async fn call(
     method: &str,
     params: serde_json::Value,
 ) -> anyhow::Result<Channel> {
-    let called = node.call(method, params).await;
-    called.map_err(|error| match &error {
-        NodeError::Rpc(refused) if refused.message.starts_with("the provider did not close") => {
-            Failure::new(error.to_string())
-                .hint("tenzro-cli channel close CHANNEL --force closes it without the provider")
-                .into()
-        }
-        NodeError::Rpc(refused) if refused.message.contains("are needed") => Failure::new(
-            error.to_string(),
-        )
-        .hint("tenzro-cli wallet faucet on development ledgers, else send TNZO to this wallet")
-        .into(),
-        _ => explain_node(error),
-    })
+    node.call(method, params).await.map_err(explain_node)
 }
 
 /// The channel as the ledger has it after a transaction.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use tenzro_node::config::Config;
+use tenzro_protocol::amount::Wei;
 use tokio_util::sync::CancellationToken;
 
 use super::session::{Session, message};
@@ -102,9 +103,9 @@ async fn once(
             "usage": turn.usage,
             "seconds_to_first_token": turn.first_token.map(|wait| wait.as_secs_f64()),
             "tokens_per_second": turn.tokens_per_second(),
-            "provider": turn.provider,
+            "provider": turn.provider(),
             "cost_wei": turn.cost(),
-            "cost_tnzo": turn.cost().tnzo(),
+            "cost_tnzo": turn.cost().map(Wei::tnzo),
         }));
     } else if streams {
         output.line("");

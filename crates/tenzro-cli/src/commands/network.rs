@@ -67,14 +67,12 @@ pub(super) fn explain_ledger(error: LedgerError) -> anyhow::Error {
 pub(super) fn explain_send(error: SendError, network: &Network) -> anyhow::Error {
     let text = error.to_string();
     let hint = match &error {
-        SendError::Reverted { .. } if text.contains("TNZO, but") && text.contains("needed") => {
-            Some(if network.info.is_development {
-                "tenzro-cli wallet faucet".to_owned()
-            } else {
-                "send TNZO to this wallet: tenzro-cli wallet show".to_owned()
-            })
-        }
-        SendError::Reverted { .. } if text.contains("not registered") => {
+        error if error.lacks_tnzo() => Some(if network.info.is_development {
+            "tenzro-cli wallet faucet".to_owned()
+        } else {
+            "send TNZO to this wallet: tenzro-cli wallet show".to_owned()
+        }),
+        error if error.lacks_registration() => {
             Some("tenzro-cli provider register --role model-provider".to_owned())
         }
         SendError::Gas { account, .. } => {

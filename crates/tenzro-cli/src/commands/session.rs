@@ -27,9 +27,12 @@ pub(super) struct Session {
     pub(super) prompt_tokens: u64,
     #[serde(default)]
     pub(super) completion_tokens: u64,
-    /// Of all turns.
+    /// Of all turns whose cost is known.
     #[serde(default)]
     pub(super) cost: Wei,
+    /// Turns that cost something that nobody has said.
+    #[serde(default)]
+    pub(super) unknown_costs: u32,
     /// Wallets that were paid, in the order of their first turn.
     #[serde(default)]
     pub(super) providers: Vec<String>,
@@ -48,13 +51,17 @@ impl Session {
             prompt_tokens: 0,
             completion_tokens: 0,
             cost: Wei::ZERO,
+            unknown_costs: 0,
             providers: Vec::new(),
         }
     }
 
     /// Takes in what a turn cost, and who was paid.
-    pub(super) fn add_cost(&mut self, cost: Wei, provider: Option<&str>) {
-        self.cost = Wei(self.cost.0.saturating_add(cost.0));
+    pub(super) fn add_cost(&mut self, cost: Option<Wei>, provider: Option<&str>) {
+        match cost {
+            Some(Wei(cost)) => self.cost = Wei(self.cost.0.saturating_add(cost)),
+            None => self.unknown_costs = self.unknown_costs.saturating_add(1),
+        }
         if let Some(provider) = provider
             && !self.providers.iter().any(|known| known == provider)
         {
@@ -141,10 +148,11 @@ mod tests {
         let mut old = Session::new("m", Some("Be brief.".to_owned()));
         old.id = "100-a".to_owned();
         old.messages.push(message("user", "First line\nsecond"));
-        old.add_cost(Wei(7), Some("0xa"));
-        old.add_cost(Wei(8), Some("0xb"));
-        old.add_cost(Wei(9), Some("0xa"));
-        assert_eq!((old.cost, old.providers.len()), (Wei(24), 2));
+        old.add_cost(Some(Wei(7)), Some("0xa"));
+        old.add_cost(Some(Wei(8)), Some("0xb"));
+        old.add_cost(None, Some("0xa"));
+        assert_eq!((old.cost, old.unknown_costs), (Wei(15), 1));
+        assert_eq!(old.providers.len(), 2);
         let mut new = Session::new("m", None);
         new.id = "200-b".to_owned();
         for session in [&old, &new] {

@@ -6,7 +6,7 @@ use serde_json::json;
 use tenzro_ledger::registry::Endpoint;
 use tenzro_node::config::Config;
 use tenzro_node::{LedgerPlace, ServerRecord, Servers};
-use tenzro_protocol::model_id::{comparable, nearest};
+use tenzro_protocol::model_id::{is_meant, nearest};
 
 use super::detach;
 use super::library;
@@ -54,12 +54,11 @@ pub(super) fn serving(
     servers: Vec<ServerRecord>,
     model: &str,
 ) -> Vec<ServerRecord> {
-    let wanted = comparable(model);
     let entry = library(config).find(model).ok().and_then(Result::ok);
     let is_entry = |name: &String| entry.as_ref().is_some_and(|entry| entry.id == *name);
     let (by_id, others): (Vec<_>, Vec<_>) = servers
         .into_iter()
-        .partition(|server| comparable(&server.model) == wanted);
+        .partition(|server| is_meant(model, &server.model));
     if !by_id.is_empty() {
         return by_id;
     }
@@ -69,7 +68,7 @@ pub(super) fn serving(
             let names = std::iter::once(&server.model).chain(&server.aliases);
             names
                 .into_iter()
-                .any(|name| comparable(name) == wanted || is_entry(name))
+                .any(|name| is_meant(model, name) || is_entry(name))
         })
         .collect()
 }
@@ -131,7 +130,6 @@ pub(super) async fn run(
 /// A server that ended without saying so, as after kill -9, is still known to others: takes it
 /// off. True when there was one.
 async fn unregister(config: &Config, model: &str, output: &Output) -> anyhow::Result<bool> {
-    let wanted = comparable(model);
     if let Some(node) = own_node(config)? {
         // Forgets local ones, and takes those of the node's wallet off the ledger.
         let stopped = node.call("tenzro_stopModel", json!([model])).await;
@@ -141,8 +139,8 @@ async fn unregister(config: &Config, model: &str, output: &Output) -> anyhow::Re
             return Ok(true);
         }
     }
-    let is_meant = |endpoint: &Endpoint| comparable(&endpoint.model_id) == wanted;
-    let left = left_on_ledger(config, is_meant).await;
+    let is_left = |endpoint: &Endpoint| is_meant(model, &endpoint.model_id);
+    let left = left_on_ledger(config, is_left).await;
     let left = left.unwrap_or_default();
     if left.is_empty() {
         return Ok(false);
@@ -173,11 +171,10 @@ async fn check_unregistered(
 ) {
     let mut config = config.clone();
     config.set("rpc", place.rpc_url.clone());
-    let is_meant = |endpoint: &Endpoint| {
-        endpoint.base_url == place.base_url
-            && comparable(&endpoint.model_id) == comparable(&server.model)
+    let is_left = |endpoint: &Endpoint| {
+        endpoint.base_url == place.base_url && is_meant(&server.model, &endpoint.model_id)
     };
-    let left = left_on_ledger(&config, is_meant).await;
+    let left = left_on_ledger(&config, is_left).await;
     if left.is_ok_and(|left| left.is_empty()) {
         return;
     }
@@ -194,11 +191,11 @@ async fn check_unregistered(
 /// Endpoints of this home's wallet that are on the ledger.
 async fn left_on_ledger(
     config: &Config,
-    is_meant: impl Fn(&Endpoint) -> bool,
+    is_left: impl Fn(&Endpoint) -> bool,
 ) -> anyhow::Result<Vec<Endpoint>> {
     let own = wallet(config, None)?.address;
     let network = connect(config).await?;
     let mut endpoints = network.ledger.endpoints_now(own).await?;
-    endpoints.retain(|endpoint| !endpoint.is_stopped && is_meant(endpoint));
+    endpoints.retain(|endpoint| !endpoint.is_stopped && is_left(endpoint));
     Ok(endpoints)
 }

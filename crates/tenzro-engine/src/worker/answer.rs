@@ -132,6 +132,7 @@ impl Answer {
             prompt_tokens: self.usage.prompt_tokens,
             cached_tokens: self.usage.cached_tokens,
             queued,
+            provider: None,
         }));
     }
 

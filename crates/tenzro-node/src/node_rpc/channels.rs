@@ -11,7 +11,7 @@ use tenzro_ledger::{Address, B256, Operations};
 use tenzro_payments::payer::{self, ChannelState, PayError, Payer};
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::json_rpc::{RpcError, code};
-use tenzro_protocol::network::Missing;
+use tenzro_protocol::network::EndpointInfo;
 
 use super::params::{AddressParam, CloseParam, DepositParam, read, required};
 use super::writes::{extend, from_send, sent};
@@ -72,16 +72,7 @@ impl NodeRpc {
                 "provider: the node's own wallet does not pay itself",
             ));
         }
-        let all = self
-            .channels
-            .of(Party::Payer(own))
-            .await
-            .map_err(from_ledger)?;
-        let open = all.iter().find(|(_, channel)| {
-            let leaves = channel.refunded.is_some() || channel.withdrawable_at.is_some();
-            channel.payee == provider && !leaves
-        });
-        if let Some((id, _)) = open {
+        if let Some(id) = self.open_channel_to(provider, own).await? {
             let message = format!("there is an open channel to this provider: {id}");
             return Err(RpcError::new(code::TRANSACTION, message)
                 .hint("put more into it: tenzro_topUpPaymentChannel, tenzro-cli channel topup"));
@@ -92,6 +83,30 @@ impl NodeRpc {
         let id = terms.id(own, &self.ledger.escrow());
         self.answer(caller, id, own, Some(receipt.transaction_hash))
             .await
+    }
+
+    /// A channel from the node's wallet that takes payments, or is about to: its deposit is signed.
+    async fn open_channel_to(
+        &self,
+        provider: Address,
+        own: Address,
+    ) -> Result<Option<B256>, RpcError> {
+        let all = self.channels.of(Party::Payer(own)).await;
+        let all = all.map_err(from_ledger)?;
+        let open = all
+            .iter()
+            .find(|(_, channel)| channel.payee == provider && channel.is_open());
+        if let Some((id, _)) = open {
+            return Ok(Some(*id));
+        }
+        let Some(books) = &self.payer else {
+            return Ok(None);
+        };
+        let known = books.channels().await.map_err(internal)?;
+        let opening = known
+            .iter()
+            .find(|one| one.payee == provider && one.state == ChannelState::Opening);
+        Ok(opening.map(|one| one.id))
     }
 
     pub(super) async fn top_up_channel(
@@ -191,8 +206,10 @@ impl NodeRpc {
             }
         }
         let message = format!("the provider did not close the channel: {reason}");
-        Err(RpcError::new(code::ENDPOINT, message)
-            .hint("with force it is closed without the provider, after the ledger's grace period"))
+        Err(RpcError::new(code::ENDPOINT, message).hint(
+            "tenzro-cli channel close CHANNEL --force (the parameter force) closes it without the provider, \
+             after the ledger's grace period",
+        ))
     }
 
     /// The ledger's word. It may lag behind the provider's.
@@ -211,20 +228,13 @@ impl NodeRpc {
 
     /// Where a provider can be asked.
     fn sellers(&self, payee: Address) -> Vec<Seller> {
-        let endpoints = self.with_directory(|directory| directory.endpoints(None));
-        let own = endpoints.into_iter().filter(|endpoint| {
-            let provider = endpoint
-                .provider
-                .as_deref()
-                .and_then(|text| text.parse().ok());
-            provider == Some(payee) && !endpoint.missing.contains(&Missing::Serving)
-        });
-        let seller = |endpoint: tenzro_protocol::network::EndpointInfo| Seller {
+        let endpoints = self.with_directory(|directory| directory.endpoints_of(payee));
+        let seller = |endpoint: EndpointInfo| Seller {
             base_url: endpoint.api_endpoint,
             model: endpoint.model_id,
             payee,
         };
-        own.map(seller).collect()
+        endpoints.into_iter().map(seller).collect()
     }
 
     /// A channel that the node's wallet pays through.
@@ -299,7 +309,7 @@ impl NodeRpc {
             .as_ref()
             .is_some_and(|account| account.address() == payer);
         let books: Option<&Payer> = self.payer.as_ref();
-        let books = books.filter(|_| is_own && (self.is_private || caller == Caller::Operator));
+        let books = books.filter(|_| is_own && self.may_spend(caller));
         let Some(books) = books else {
             return Ok(Known::new());
         };
@@ -312,12 +322,11 @@ impl NodeRpc {
 }
 
 fn channel_value(id: B256, channel: &ViewedChannel, known: Option<&payer::Channel>) -> Value {
-    let leaves = channel.withdrawable_at.is_some();
-    let status = match (channel.refunded, known.map(|known| known.state)) {
-        (Some(_), _) => "closed",
-        (None, Some(ChannelState::Closing)) => "closing",
-        (None, _) if leaves => "closing",
-        (None, _) => "open",
+    let is_closing = known.is_some_and(|known| known.state == ChannelState::Closing);
+    let status = match channel.refunded {
+        Some(_) => "closed",
+        None if is_closing || !channel.is_open() => "closing",
+        None => "open",
     };
     json!({
         "channel_id": id,

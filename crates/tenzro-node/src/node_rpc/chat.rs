@@ -7,7 +7,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tenzro_api::{Caller, GenerateStream, Inference};
+use tenzro_api::{Caller, GenerateStream};
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::{
     ChatMessage, ChatPrompt, Finished, GenerateError, GenerateEvent, GenerateRequest, Prompt,
@@ -18,6 +18,7 @@ use tenzro_protocol::openai::{Stop, finish_reason};
 
 use super::params::{read, required};
 use super::{NodeRpc, internal, not_operator};
+use crate::choice::Demand;
 use crate::network_inference::NetworkInference;
 
 /// Messages of a conversation. Source: the limits of the OpenAI API here.
@@ -43,7 +44,7 @@ struct ChatParam {
     stop: Option<Stop>,
     seed: Option<i64>,
     strategy: Option<String>,
-    /// Wei for a token of the answer.
+    /// Wei for a token of the prompt, and for a token of the answer.
     #[serde(alias = "maxPrice")]
     max_price: Option<Wei>,
     provider: Option<String>,
@@ -58,7 +59,7 @@ struct Message {
 
 impl NodeRpc {
     pub(super) async fn chat(&self, caller: Caller, params: Value) -> Result<Value, RpcError> {
-        if !self.is_private && caller != Caller::Operator {
+        if !self.may_spend(caller) {
             return Err(not_operator());
         }
         let param: ChatParam = read(params, &["model", "messages"])?;
@@ -68,22 +69,23 @@ impl NodeRpc {
         let network = self.network.get().and_then(Weak::upgrade);
         let network: Arc<NetworkInference> = network.ok_or_else(|| internal("not complete yet"))?;
         let began = Instant::now();
+        let demand = Demand::of_answer(&request);
         let chosen = network
-            .choose(&model, param.provider.as_deref())
+            .choose(&model, demand, param.provider.as_deref(), param.max_price)
+            .await
             .map_err(|error| from_engine(&error))?;
-        check_price(param.max_price, chosen.endpoint.price_per_output_token)?;
-        let stream = chosen.inference.generate(&model, request).await;
+        let endpoint = chosen.endpoint.clone();
+        let stream = chosen.generate(request).await;
         let answer = collect(stream.map_err(|error| from_engine(&error))?).await?;
         let usage = answer.finished.usage;
         let total = usage.prompt_tokens.saturating_add(usage.completion_tokens);
-        let cost = usage.cost.unwrap_or_default();
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(json!({
             "id": format!("chat-{:x}", Timestamp::now().as_nanosecond()),
-            "model": chosen.endpoint.model_id,
-            "model_id": chosen.endpoint.model_id,
-            "provider": chosen.endpoint.provider,
-            "endpoint_id": chosen.endpoint.endpoint_id,
+            "model": endpoint.model_id,
+            "model_id": endpoint.model_id,
+            "provider": endpoint.provider,
+            "endpoint_id": endpoint.endpoint_id,
             "content": answer.text,
             "response": answer.text,
             "output": answer.text,
@@ -95,8 +97,8 @@ impl NodeRpc {
                 "total_tokens": total,
             },
             "tokens_used": total,
-            "cost": cost,
-            "cost_tnzo": cost.tnzo(),
+            "cost": usage.cost,
+            "cost_tnzo": usage.cost.map(Wei::tnzo),
             "latency_ms": milliseconds,
         }))
     }
@@ -166,19 +168,6 @@ fn request(param: &ChatParam) -> Result<GenerateRequest, RpcError> {
         logprobs: None,
         budget: None,
     })
-}
-
-fn check_price(most: Option<Wei>, asked: Option<Wei>) -> Result<(), RpcError> {
-    match (most, asked) {
-        (Some(most), Some(asked)) if asked > most => {
-            let message = format!(
-                "max_price: the model costs {} wei for a token of the answer, more than {}",
-                asked.0, most.0
-            );
-            Err(RpcError::new(code::NOT_FOUND, message))
-        }
-        _ => Ok(()),
-    }
 }
 
 struct Whole {

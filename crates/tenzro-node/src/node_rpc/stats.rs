@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use tenzro_api::Caller;
 use tenzro_ledger::channels::Party;
 use tenzro_ledger::{Address, wei};
 use tenzro_payments::books::Earnings;
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::json_rpc::RpcError;
-use tenzro_protocol::network::{EndpointInfo, EndpointStatus, Missing};
+use tenzro_protocol::network::EndpointInfo;
 
 use super::params::{AddressParam, read};
 use super::{NodeRpc, from_ledger, internal};
@@ -22,11 +23,15 @@ const EARNINGS: std::time::Duration = std::time::Duration::from_secs(2);
 pub(crate) type LastEarnings = std::sync::Mutex<Option<(Address, Instant, Earnings)>>;
 
 impl NodeRpc {
-    pub(super) async fn provider_stats(&self, params: Value) -> Result<Value, RpcError> {
+    pub(super) async fn provider_stats(
+        &self,
+        caller: Caller,
+        params: Value,
+    ) -> Result<Value, RpcError> {
         let AddressParam { address, .. } = read(params, &["address"])?;
         let provider = address.map_or_else(|| self.own_address(), Ok)?;
         self.catch_up().await;
-        let endpoints = self.endpoints_of(provider);
+        let endpoints = self.with_directory(|directory| directory.endpoints_of(provider));
         let mut models: Vec<&String> = endpoints
             .iter()
             .map(|endpoint| &endpoint.model_id)
@@ -44,13 +49,10 @@ impl NodeRpc {
         let settled = channels.values().map(|channel| channel.settled);
         let earned = settled.fold(0, u128::saturating_add);
         let books = self.earnings_of(provider).await?;
-        let bought = self.bought_from(provider).await?;
-        let is_serving = endpoints.iter().any(|endpoint| {
-            matches!(
-                endpoint.status,
-                EndpointStatus::Online | EndpointStatus::Degraded
-            )
-        });
+        let bought = self.bought_from(caller, provider).await?;
+        let is_serving = endpoints
+            .iter()
+            .any(|endpoint| endpoint.status.is_answering());
         Ok(json!({
             "provider": provider.to_string(),
             "models_served": models.len(),
@@ -67,19 +69,6 @@ impl NodeRpc {
             "channels": channels.len(),
             "is_serving": is_serving,
         }))
-    }
-
-    /// Those on the ledger that were not taken off.
-    fn endpoints_of(&self, provider: Address) -> Vec<EndpointInfo> {
-        let mut endpoints = self.with_directory(|directory| directory.endpoints(None));
-        endpoints.retain(|endpoint| {
-            let of = endpoint
-                .provider
-                .as_deref()
-                .and_then(|text| text.parse().ok());
-            of == Some(provider) && !endpoint.missing.contains(&Missing::Serving)
-        });
-        endpoints
     }
 
     /// All probes of these since the node started.
@@ -114,9 +103,15 @@ impl NodeRpc {
         Ok(Some(found))
     }
 
-    /// Answers that this node paid for itself.
-    async fn bought_from(&self, provider: Address) -> Result<Option<u64>, RpcError> {
-        let Some(payer) = &self.payer else {
+    /// Answers that this node paid for itself: for those who may spend its money. All requests of the books
+    /// are read for it.
+    async fn bought_from(
+        &self,
+        caller: Caller,
+        provider: Address,
+    ) -> Result<Option<u64>, RpcError> {
+        let payer = self.payer.as_ref().filter(|_| self.may_spend(caller));
+        let Some(payer) = payer else {
             return Ok(None);
         };
         let spending = payer.spending(0).await.map_err(internal)?;

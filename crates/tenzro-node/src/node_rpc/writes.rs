@@ -25,6 +25,9 @@ use crate::probe::{Found, ProbeError};
 /// Transactions of one call.
 const TRANSACTIONS_MAX: usize = 8;
 
+const LACKS_TNZO: &str =
+    "tenzro-cli wallet faucet on development ledgers, else send TNZO to this wallet";
+
 /// Longest name that another engine may give a model that only this node knows.
 const LOCAL_ID_BYTES_MAX: usize = 256;
 
@@ -318,12 +321,11 @@ impl NodeRpc {
         let Some(account) = &self.account else {
             return Ok(Vec::new());
         };
-        let wanted = model_id::comparable(model);
         let all = self.ledger.endpoints_now(account.address()).await;
         let mut own = all.map_err(from_ledger)?;
         own.retain(|endpoint| {
             !endpoint.is_stopped
-                && model_id::comparable(&endpoint.model_id) == wanted
+                && model_id::is_meant(model, &endpoint.model_id)
                 && base_url.is_none_or(|url| url == endpoint.base_url)
         });
         Ok(own.into_iter().map(|endpoint| endpoint.id).collect())
@@ -331,14 +333,13 @@ impl NodeRpc {
 
     /// The address of the running model server of this home that serves a model.
     fn running_server(&self, model: &str) -> Result<String, RpcError> {
-        let wanted = model_id::comparable(model);
         let running = crate::Servers::new(&self.home)
             .running()
             .map_err(internal)?;
         let mut serving = running.into_iter().filter(|server| {
             std::iter::once(&server.model)
                 .chain(&server.aliases)
-                .any(|name| model_id::comparable(name) == wanted)
+                .any(|name| model_id::is_meant(model, name))
         });
         let server = serving.next().ok_or_else(|| {
             let shown: String = model.chars().take(60).collect();
@@ -492,11 +493,17 @@ pub(super) fn from_send(error: &SendError) -> RpcError {
             reason,
             data,
             transaction,
-        } => RpcError {
-            code: code::TRANSACTION,
-            message: reason.clone(),
-            data: Some(json!({"revert": data, "transaction_hash": transaction})),
-        },
+        } => {
+            let mut more = json!({"revert": data, "transaction_hash": transaction});
+            if error.lacks_tnzo() {
+                extend(&mut more, json!({"hint": LACKS_TNZO}));
+            }
+            RpcError {
+                code: code::TRANSACTION,
+                message: reason.clone(),
+                data: Some(more),
+            }
+        }
         // The chain's words. Others may hold its address, and that a key.
         SendError::Transport(TransportError::ErrorResp(_))
         | SendError::Gas { .. }

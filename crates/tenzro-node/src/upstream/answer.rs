@@ -159,6 +159,7 @@ impl<T: Into<Part>> State<T> {
                 prompt_tokens: 0,
                 cached_tokens: 0,
                 queued: Duration::ZERO,
+                provider: None,
             }));
         }
         loop {

@@ -5,7 +5,7 @@ use tenzro_node::config::Config;
 use tenzro_node::openai_client::OpenAiClient;
 use tenzro_node::{NodeClient, NodeError, ServerRecord, Servers, operator_token};
 use tenzro_protocol::model_id::{model_id, nearest};
-use tenzro_protocol::network::{EndpointInfo, EndpointStatus, NetworkModel};
+use tenzro_protocol::network::{EndpointInfo, NetworkModel};
 
 use super::super::endpoints::plain;
 use super::super::library;
@@ -75,16 +75,6 @@ impl Place {
         self.node.is_some()
     }
 
-    /// The wallet that the node pays for the next answer; `None` where it costs nothing.
-    pub(super) async fn provider(&self) -> anyhow::Result<Option<String>> {
-        let Some(node) = &self.node else {
-            return Ok(None);
-        };
-        let endpoints = endpoints(node, &self.model).await.map_err(explain_node)?;
-        let chosen = endpoints.into_iter().find(is_usable);
-        Ok(chosen.and_then(|endpoint| endpoint.provider))
-    }
-
     /// What a failed request may need next.
     pub(super) fn hint(&self, code: Option<&str>) -> Option<String> {
         match (code, self.is_network()) {
@@ -111,14 +101,6 @@ async fn endpoints(node: &NodeClient, model: &str) -> Result<Vec<EndpointInfo>, 
     node.call("tenzro_listModelEndpoints", params).await
 }
 
-/// What the node would use.
-fn is_usable(endpoint: &EndpointInfo) -> bool {
-    matches!(
-        endpoint.status,
-        EndpointStatus::Online | EndpointStatus::Degraded | EndpointStatus::Unknown
-    )
-}
-
 async fn on_network(
     config: &Config,
     wanted: &str,
@@ -138,7 +120,10 @@ async fn on_network(
         }
         Err(error) => return Err(explain_node(error)),
     };
-    if let Some(endpoint) = endpoints.iter().find(|endpoint| is_usable(endpoint)) {
+    if let Some(endpoint) = endpoints
+        .iter()
+        .find(|endpoint| endpoint.status.is_usable())
+    {
         return Place::through(node, endpoint.model_id.clone());
     }
     if let [first, ..] = endpoints.as_slice() {

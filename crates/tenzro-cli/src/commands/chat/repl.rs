@@ -139,7 +139,7 @@ impl<'a> Repl<'a> {
         session.messages.push(message("assistant", &turn.text));
         session.prompt_tokens += u64::from(turn.usage.prompt_tokens);
         session.completion_tokens += u64::from(turn.usage.completion_tokens);
-        session.add_cost(turn.cost(), turn.provider.as_deref());
+        session.add_cost(turn.cost(), turn.provider());
         session.save(&self.chats)?;
         let footer = turn.footer(&self.session.model);
         self.output.note(self.output.dim(&footer));
@@ -182,12 +182,17 @@ impl<'a> Repl<'a> {
     fn show_cost(&self) {
         let session = &self.session;
         let paid: Vec<String> = session.providers.iter().map(|one| short(one)).collect();
-        let to = match paid.as_slice() {
-            [] => FREE.to_owned(),
-            paid => format!("to {}", paid.join(", ")),
+        let to = match (paid.as_slice(), session.unknown_costs) {
+            ([], 0) => FREE.to_owned(),
+            ([], _) => "to unknown providers".to_owned(),
+            (paid, _) => format!("to {}", paid.join(", ")),
+        };
+        let more = match session.unknown_costs {
+            0 => String::new(),
+            answers => format!(", and {answers} answers whose cost is unknown"),
         };
         self.output.line(format!(
-            "{} tokens in, {} tokens out, {} TNZO: {to}",
+            "{} tokens in, {} tokens out, {} TNZO{more}: {to}",
             session.prompt_tokens,
             session.completion_tokens,
             session.cost.tnzo()

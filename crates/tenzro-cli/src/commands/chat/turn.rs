@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use tenzro_node::openai_client::ClientError;
+use tenzro_node::openai_client::{ChatAnswer, ClientError};
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::ChatMessage;
 use tenzro_protocol::openai::chat::{ChatRequest, Content, Message};
 use tenzro_protocol::openai::{Parameters, StreamOptions, Usage};
 
+use super::super::endpoints::plain;
 use super::super::network::START_NODE;
 use super::place::{FREE, Place};
 use crate::report::Failure;
@@ -20,6 +21,15 @@ pub(super) struct Settings {
     pub(super) temperature: Option<f32>,
 }
 
+/// Who sold an answer.
+#[derive(Debug)]
+enum Seller {
+    /// The wallet that was paid.
+    Wallet(String),
+    /// The node does not say it.
+    Unsaid,
+}
+
 /// A complete answer.
 #[derive(Debug)]
 pub(super) struct Turn {
@@ -27,8 +37,8 @@ pub(super) struct Turn {
     pub(super) finish_reason: Option<String>,
     pub(super) usage: Usage,
     pub(super) first_token: Option<Duration>,
-    /// The wallet that was paid; `None` for a free answer.
-    pub(super) provider: Option<String>,
+    /// Who was paid; `None` for a free answer.
+    seller: Option<Seller>,
     whole: Duration,
 }
 
@@ -62,16 +72,18 @@ impl Turn {
             },
             ..ChatRequest::default()
         };
-        let provider = place.provider().await?;
         let asked = Instant::now();
         let explain = |error| explain(error, place);
-        let mut chunks = place.client.chat(&request).await.map_err(explain)?;
+        let ChatAnswer {
+            provider,
+            mut chunks,
+        } = place.client.chat(&request).await.map_err(explain)?;
         let mut turn = Self {
             text: String::new(),
             finish_reason: None,
             usage: Usage::default(),
             first_token: None,
-            provider: None,
+            seller: seller(place, provider),
             whole: Duration::ZERO,
         };
         while let Some(chunk) = chunks.next().await {
@@ -90,7 +102,6 @@ impl Turn {
             }
         }
         turn.whole = asked.elapsed();
-        turn.provider = provider.filter(|_| turn.usage.cost.is_some());
         Ok(turn)
     }
 
@@ -102,17 +113,34 @@ impl Turn {
         if seconds > 0.0 { tokens / seconds } else { 0.0 }
     }
 
-    /// What it cost.
-    pub(super) fn cost(&self) -> Wei {
-        self.usage.cost.unwrap_or_default()
+    /// The wallet that was paid; `None` for a free answer, and where the node does not say it.
+    pub(super) fn provider(&self) -> Option<&str> {
+        match &self.seller {
+            Some(Seller::Wallet(wallet)) => Some(wallet),
+            Some(Seller::Unsaid) | None => None,
+        }
+    }
+
+    /// What it cost; `None` where nobody has said it.
+    pub(super) fn cost(&self) -> Option<Wei> {
+        match &self.seller {
+            Some(_) => self.usage.cost,
+            None => Some(Wei::ZERO),
+        }
     }
 
     /// Who was paid how much, in words.
     fn price(&self) -> String {
-        match (&self.provider, self.usage.cost) {
-            (_, None) => FREE.to_owned(),
-            (Some(provider), Some(cost)) => format!("{} TNZO · {}", cost.tnzo(), short(provider)),
-            (None, Some(cost)) => format!("{} TNZO", cost.tnzo()),
+        if self.seller.is_none() {
+            return FREE.to_owned();
+        }
+        let cost = match self.cost() {
+            Some(cost) => format!("{} TNZO", cost.tnzo()),
+            None => "cost unknown".to_owned(),
+        };
+        match self.provider() {
+            Some(provider) => format!("{cost} · {}", short(provider)),
+            None => cost,
         }
     }
 
@@ -130,6 +158,16 @@ impl Turn {
             self.first_token.unwrap_or_default().as_secs_f64(),
             self.price(),
         )
+    }
+}
+
+/// By what the node says of an answer that comes through it.
+fn seller(place: &Place, provider: Option<String>) -> Option<Seller> {
+    match provider.as_deref() {
+        _ if !place.is_network() => None,
+        Some("local") => None,
+        Some(wallet) => Some(Seller::Wallet(plain(wallet))),
+        None => Some(Seller::Unsaid),
     }
 }
 

@@ -5,7 +5,7 @@ use tenzro_node::operator_token;
 use tenzro_payments::books::earnings;
 
 use super::hand_payer::HandPayer;
-use super::http::{Streamed, post};
+use super::http::{Answer, Streamed, post};
 use super::market::{
     ChainOf, INPUT, MODEL, Market, OUTPUT, STAKE, WEALTH, chat, cost, cost_of, rpc, wait_until,
 };
@@ -18,9 +18,15 @@ fn m01_what_every_endpoint_charges_is_what_the_provider_gets() {
     let serving = market.serve(0);
     let text = json!({"model": MODEL, "prompt": "Once upon", "max_tokens": 9, "ignore_eos": true});
     let mut charged = Vec::new();
-    let streamed = market
-        .ask("v1/chat/completions", &chat(70, true))
-        .streamed();
+    let seller = market.payee.address().to_string();
+    let stream = market.ask("v1/chat/completions", &chat(70, true));
+    let head = |answer: &Answer| {
+        let header = |name| answer.header(name).map(str::to_owned);
+        (header("x-tenzro-provider"), header("x-tenzro-cost"))
+    };
+    // What a stream costs is known at its end.
+    assert_eq!(head(&stream), (Some(seller.clone()), None));
+    let streamed = stream.streamed();
     assert!(
         streamed.is_complete && !streamed.text.is_empty(),
         "{streamed:?}"
@@ -28,11 +34,16 @@ fn m01_what_every_endpoint_charges_is_what_the_provider_gets() {
     assert_eq!(streamed.usage["completion_tokens"], 70);
     charged.push(cost_of(&streamed.usage));
     charged.push(market.buy());
-    let whole = market.ask("v1/completions", &text).json();
+    let whole = market.ask("v1/completions", &text);
+    let told = head(&whole);
+    let whole = whole.json();
+    let paid = cost_of(&whole["usage"]).to_string();
+    assert_eq!(told, (Some(seller.clone()), Some(paid)));
     assert_eq!(whole["usage"]["completion_tokens"], 9);
     charged.push(cost_of(&whole["usage"]));
     let params = json!({"model": MODEL, "max_tokens": 7, "messages": chat(1, false)["messages"]});
     let answer = rpc(&market.node, "tenzro_chat", &params);
+    assert_eq!(answer["provider"], json!(seller), "{answer}");
     let mut usage = answer["usage"].clone();
     usage["cost"] = answer["cost"].clone();
     charged.push(cost_of(&usage));
