@@ -4,6 +4,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::GenerateEvent;
+use tenzro_protocol::openai::total_cost;
 
 /// The wallet that is paid, or `local`.
 const PROVIDER: HeaderName = HeaderName::from_static("x-tenzro-provider");
@@ -43,20 +44,13 @@ impl Provider {
         }
     }
 
-    /// None where nothing has ended yet, or nobody knows what something cost.
-    fn cost(&self) -> Option<u128> {
-        let costs = self.costs.iter().map(|cost| cost.map(|Wei(cost)| cost));
-        let known: Option<Vec<u128>> = costs.collect();
-        let known = known.filter(|known| !known.is_empty())?;
-        Some(known.into_iter().fold(0, u128::saturating_add))
-    }
-
     /// Puts on what is known by now.
     pub(crate) fn head(&self, mut response: Response) -> Response {
         if self.names.is_empty() {
             return response;
         }
-        let cost = self.cost().map(|cost| cost.to_string());
+        let cost = total_cost(self.costs.iter().copied());
+        let cost = cost.map(|Wei(cost)| cost.to_string());
         for (name, value) in [(PROVIDER, Some(self.names.join(", "))), (COST, cost)] {
             let value = value.and_then(|value| HeaderValue::from_str(&value).ok());
             if let Some(value) = value {

@@ -412,7 +412,8 @@ mod tests {
         let page = include_str!("../../../docs/settings.md");
         for known in KNOWN {
             let named = format!("`{}`", known.key);
-            let line = page.lines().find(|line| line.contains(&named));
+            let mut rows = page.lines().filter(|line| line.starts_with('|'));
+            let line = rows.find(|line| line.contains(&named));
             let line = line.unwrap_or_else(|| panic!("{} is not described", known.key));
             let default = known
                 .default

@@ -148,3 +148,75 @@ impl PayerLedger for LedgerView {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex as SyncMutex};
+
+    use axum::extract::State;
+    use axum::routing::post;
+    use axum::{Json, Router};
+    use serde_json::value::to_raw_value;
+    use serde_json::{Value, json};
+    use tenzro_ledger::{EmbeddedChain, connect};
+
+    use super::*;
+
+    /// First blocks of the logs that were asked for.
+    type Asked = Arc<SyncMutex<Vec<u64>>>;
+
+    async fn answer(
+        State((chain, asked)): State<(EmbeddedChain, Asked)>,
+        Json(call): Json<Value>,
+    ) -> Json<Value> {
+        let method = call["method"].as_str().expect("a method");
+        if method == "eth_getLogs" {
+            let from = call["params"][0]["fromBlock"].as_str().expect("a block");
+            let from = u64::from_str_radix(from.trim_start_matches("0x"), 16);
+            asked
+                .lock()
+                .expect("unpoisoned")
+                .push(from.expect("a number"));
+        }
+        let params = to_raw_value(&call["params"]).expect("JSON");
+        let result = chain.request(method, Some(&params)).await.expect(method);
+        Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result}))
+    }
+
+    #[tokio::test]
+    async fn a_second_look_at_the_channels_asks_for_new_blocks_only() {
+        let home = tempfile::tempdir().expect("a directory");
+        let chain = EmbeddedChain::open(&home.path().join("chain.db")).expect("a chain");
+        let asked = Asked::default();
+        let state = (chain.clone(), Arc::clone(&asked));
+        let proxy = Router::new().route("/", post(answer)).with_state(state);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, proxy).await });
+        let ledger = Ledger::open(
+            connect(&url).expect("an address"),
+            EmbeddedChain::addresses(),
+        );
+        let wallet = PrivateKeySigner::from_bytes(&B256::repeat_byte(1)).expect("a key");
+        let (ledger, own) = (ledger.await.expect("a ledger"), wallet.address());
+        let view = LedgerView::new(ledger, wallet);
+        let first = view.channels_of(own).await.expect("readable");
+        assert_eq!(first, Vec::<B256>::new());
+        let head = chain
+            .request("eth_blockNumber", None)
+            .await
+            .expect("a head");
+        let head: String = serde_json::from_str(head.get()).expect("a text");
+        let head = u64::from_str_radix(head.trim_start_matches("0x"), 16).expect("a number");
+        asked.lock().expect("unpoisoned").clear();
+        chain.request("evm_mine", None).await.expect("a block");
+        view.channels_of(own).await.expect("readable");
+        let asked = asked.lock().expect("unpoisoned").clone();
+        assert!(
+            asked.iter().all(|from| *from > head),
+            "{asked:?} after {head}"
+        );
+        assert!(!asked.is_empty());
+    }
+}

@@ -177,12 +177,10 @@ pub struct CompletionTokensDetails {
     pub rejected_prediction_tokens: u32,
 }
 
-/// `None` where nothing was paid for either.
-fn add_costs(one: Option<Wei>, other: Option<Wei>) -> Option<Wei> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(Wei(one.0.saturating_add(other.0))),
-        (one, other) => one.or(other),
-    }
+/// The sum; none where there is nothing, or the cost of a part is not known.
+pub fn total_cost(costs: impl IntoIterator<Item = Option<Wei>>) -> Option<Wei> {
+    let sum = |one: Option<Wei>, other: Option<Wei>| Some(Wei(one?.0.saturating_add(other?.0)));
+    costs.into_iter().reduce(sum)?
 }
 
 impl Usage {
@@ -199,7 +197,7 @@ impl Usage {
                 audio_tokens: 0,
             }),
             completion_tokens_details: Some(CompletionTokensDetails::default()),
-            cost: choices.iter().map(|usage| usage.cost).fold(None, add_costs),
+            cost: total_cost(choices.iter().map(|usage| usage.cost)),
         }
     }
 
@@ -208,13 +206,13 @@ impl Usage {
         let mut total = Self {
             prompt_tokens_details: Some(PromptTokensDetails::default()),
             completion_tokens_details: Some(CompletionTokensDetails::default()),
+            cost: total_cost(parts.iter().map(|part| part.cost)),
             ..Self::default()
         };
         for part in parts {
             total.prompt_tokens += part.prompt_tokens;
             total.completion_tokens += part.completion_tokens;
             total.total_tokens += part.total_tokens;
-            total.cost = add_costs(total.cost, part.cost);
             if let (Some(details), Some(part)) =
                 (&mut total.prompt_tokens_details, part.prompt_tokens_details)
             {

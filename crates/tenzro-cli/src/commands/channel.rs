@@ -29,6 +29,9 @@ struct Channel {
     withdrawable_at: Option<u64>,
     refunded: Option<Wei>,
     opened_at: Option<u64>,
+    /// Of the last bills that were too high, those of this provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    overbills: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     transaction_hash: Option<B256>,
 }
@@ -93,6 +96,17 @@ async fn list(config: &Config, output: &Output) -> anyhow::Result<()> {
     if channels.is_empty() {
         output.note("there is no channel: the first paid answer of a provider opens one");
         return Ok(());
+    }
+    let mut bills: Vec<(&String, u64)> = channels
+        .iter()
+        .filter_map(|channel| Some((&channel.provider, channel.overbills?)))
+        .collect();
+    bills.sort();
+    bills.dedup();
+    for (provider, count) in bills.into_iter().filter(|(_, count)| *count > 0) {
+        output.warn(format!(
+            "{count} bills of {provider} were too high: no more was paid than what had arrived"
+        ));
     }
     let figure = |amount: Option<Wei>| amount.map_or_else(|| "-".to_owned(), Wei::tnzo);
     let rows = channels.into_iter().map(|channel| {

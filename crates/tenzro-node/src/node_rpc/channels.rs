@@ -23,6 +23,9 @@ use crate::closing::{self, Seller};
 /// closed.
 const CLOSED: (u32, Duration) = (5, Duration::from_secs(1));
 
+/// Bills that were too high are counted among so many.
+const EVIDENCE_MAX: u32 = 100;
+
 /// What the payer's books know, by id.
 type Known = HashMap<B256, payer::Channel>;
 
@@ -38,10 +41,16 @@ impl NodeRpc {
         let found = self.channels.of(Party::Payer(payer)).await;
         let found = found.map_err(from_ledger)?;
         let mut known = self.known(caller, payer).await?;
+        let overbills = self.overbills(caller, payer).await?;
         let mut rows: Vec<(u64, Value)> = found
             .iter()
             .map(|(id, channel)| {
-                let value = channel_value(*id, channel, known.remove(id).as_ref());
+                let mut value = channel_value(*id, channel, known.remove(id).as_ref());
+                let count = overbills.as_ref().map(|all| {
+                    let of = all.iter().filter(|payee| **payee == channel.payee);
+                    of.count()
+                });
+                extend(&mut value, json!({"overbills": count}));
                 (channel.opened_at, value)
             })
             .collect();
@@ -302,15 +311,32 @@ impl NodeRpc {
         Ok(value)
     }
 
-    /// What the books know of the node's own channels: for those who may spend its money.
-    async fn known(&self, caller: Caller, payer: Address) -> Result<Known, RpcError> {
+    /// The books of the node's own wallet: for those who may spend its money.
+    fn books(&self, caller: Caller, payer: Address) -> Option<&Payer> {
         let is_own = self
             .account
             .as_ref()
             .is_some_and(|account| account.address() == payer);
-        let books: Option<&Payer> = self.payer.as_ref();
-        let books = books.filter(|_| is_own && self.may_spend(caller));
-        let Some(books) = books else {
+        let books = self.payer.as_ref();
+        books.filter(|_| is_own && self.may_spend(caller))
+    }
+
+    /// Who sent the last bills that were too high, once for each; `None` where that is nobody's business.
+    async fn overbills(
+        &self,
+        caller: Caller,
+        payer: Address,
+    ) -> Result<Option<Vec<Address>>, RpcError> {
+        let Some(books) = self.books(caller, payer) else {
+            return Ok(None);
+        };
+        let evidence = books.evidence(EVIDENCE_MAX).await.map_err(internal)?;
+        Ok(Some(evidence.into_iter().map(|one| one.payee).collect()))
+    }
+
+    /// What the books know of the node's own channels.
+    async fn known(&self, caller: Caller, payer: Address) -> Result<Known, RpcError> {
+        let Some(books) = self.books(caller, payer) else {
             return Ok(Known::new());
         };
         let channels = books.channels().await.map_err(internal)?;

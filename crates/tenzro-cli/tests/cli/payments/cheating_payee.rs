@@ -131,6 +131,10 @@ fn m08_m18_m19_a_provider_that_cheats_gets_what_arrived_and_a_window_at_most() {
         buy_honestly(&market, &fake);
     }
 
+    let channels = rpc(&market.node, "tenzro_listPaymentChannels", &json!([]));
+    let overbills = channels[0]["overbills"].as_u64();
+    assert!(overbills.is_some_and(|count| count > 0), "{channels}");
+
     // All that it was given is all that it can take.
     let earned = fake.till().earned;
     assert!(fake.paid() <= earned + cost(0, WINDOW));
