@@ -92,6 +92,7 @@ impl Embedder {
                 let _ = finished.job.reply.send(Ok(Embeddings {
                     vectors: finished.done,
                     prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+                    cost: None,
                 }));
             }
             Err(failed) => {

@@ -238,6 +238,8 @@ pub struct Embeddings {
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs.
     pub prompt_tokens: u32,
+    /// What they cost, by the payer's own count, where another provider was paid for them.
+    pub cost: Option<Wei>,
 }
 
 /// Why an engine refused or broke off a request.

@@ -295,6 +295,7 @@ impl Inference for FakeInference {
             Ok(Embeddings {
                 vectors: vec![vec![0.6, 0.8]; count],
                 prompt_tokens: INPUT_TOKENS,
+                cost: None,
             })
         })
     }

@@ -65,6 +65,7 @@ pub(crate) async fn create(
         usage: EmbeddingUsage {
             prompt_tokens: embeddings.prompt_tokens,
             total_tokens: embeddings.prompt_tokens,
+            cost: embeddings.cost,
         },
     });
     match bill {
