@@ -93,6 +93,7 @@ impl Embedder {
                     vectors: finished.done,
                     prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
                     provider: None,
+                    cost: None,
                 }));
             }
             Err(failed) => {

@@ -128,12 +128,15 @@ impl PayingClient {
             .open("embeddings", request, embedding_order(request))
             .await?;
         let receipt = paid.response.headers().get("payment-receipt").cloned();
-        let answer = read(paid.response).await?;
+        let mut answer: EmbeddingList = read(paid.response).await?;
+        // Its own word is no bill.
+        answer.usage.cost = None;
         if let (Some(request), Some(receipt)) = (&paid.request, receipt) {
             let verdict = request
                 .on_receipt_header(receipt.to_str().unwrap_or_default())
                 .await;
             stream::note(&self.inner.base_url, &verdict);
+            answer.usage.cost = verdict.ok().map(|verdict| verdict.agreed.charged);
         }
         Ok(answer)
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use tenzro_api::{GenerateStream, Inference};
+use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::{
     CONTEXT_TOKENS_DEFAULT, EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest,
     ModelCard, Prompt, PromptSize, ServerState, prompt_bound,
@@ -122,6 +123,7 @@ impl Inference for Upstream {
         Box::pin(async move {
             let mut vectors = Vec::new();
             let mut prompt_tokens = 0u32;
+            let mut cost: Option<Wei> = None;
             for input in request.inputs {
                 let request = EmbeddingRequest {
                     model: model.clone(),
@@ -135,6 +137,10 @@ impl Inference for Upstream {
                     .await
                     .map_err(|error| refused(&error))?;
                 prompt_tokens = prompt_tokens.saturating_add(answer.usage.prompt_tokens);
+                if let Some(Wei(more)) = answer.usage.cost {
+                    let before = cost.unwrap_or_default();
+                    cost = Some(Wei(before.0.saturating_add(more)));
+                }
                 match answer
                     .data
                     .into_iter()
@@ -149,6 +155,7 @@ impl Inference for Upstream {
                 vectors,
                 prompt_tokens,
                 provider: None,
+                cost,
             })
         })
     }

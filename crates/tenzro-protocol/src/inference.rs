@@ -242,6 +242,8 @@ pub struct Embeddings {
     pub prompt_tokens: u32,
     /// As in [`Started::provider`].
     pub provider: Option<String>,
+    /// What they cost, by the payer's own count, where another provider was paid for them.
+    pub cost: Option<Wei>,
 }
 
 /// Why an engine refused or broke off a request.

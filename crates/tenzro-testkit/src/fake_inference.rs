@@ -297,6 +297,7 @@ impl Inference for FakeInference {
                 vectors: vec![vec![0.6, 0.8]; count],
                 prompt_tokens: INPUT_TOKENS,
                 provider: None,
+                cost: None,
             })
         })
     }

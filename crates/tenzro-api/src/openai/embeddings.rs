@@ -66,6 +66,7 @@ pub(crate) async fn create(
         usage: EmbeddingUsage {
             prompt_tokens: embeddings.prompt_tokens,
             total_tokens: embeddings.prompt_tokens,
+            cost: embeddings.cost,
         },
     });
     let answer = Provider::named(embeddings.provider).head(answer.into_response());

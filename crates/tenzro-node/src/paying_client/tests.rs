@@ -7,6 +7,7 @@ mod upstream;
 use futures::StreamExt;
 use serde_json::json;
 use tenzro_payments::price::Tokens;
+use tenzro_protocol::amount::Wei;
 use tenzro_protocol::openai::chat::{ChatChunk, ChatRequest};
 use tenzro_protocol::openai::completions::CompletionRequest;
 use tenzro_protocol::openai::embeddings::EmbeddingRequest;
@@ -106,6 +107,7 @@ async fn completions_and_embeddings_are_paid_as_well() {
         serde_json::from_value(json!({ "model": "fake", "input": "hi" })).expect("a request");
     let answer = client.embed(&request).await.expect("paid");
     assert_eq!(answer.data.len(), 1);
+    assert_eq!(answer.usage.cost, Some(Wei(cost(INPUT_TOKENS, 0))));
     assert_eq!(spent(&market).await, cost(PROMPT_TOKENS + INPUT_TOKENS, 2));
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Other;
 use super::completions::Input;
+use crate::amount::Wei;
 
 /// The request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,4 +75,7 @@ pub struct EmbeddingUsage {
     pub prompt_tokens: u32,
     /// The same.
     pub total_tokens: u32,
+    /// Wei of TNZO that were paid for it; not OpenAI's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Wei>,
 }

@@ -201,7 +201,7 @@ async fn m08_a_demand_beyond_the_limit_gets_the_limit_and_ends_the_stream() {
     let (text, error) = text(chunks).await;
     assert_eq!(text, "four");
     // "user" and "hi", with what a template may add; four bytes and two ends of text; a window.
-    let prompt = 6 + 16 + 256;
+    let prompt = 6 + 16 + 512;
     let limit = cost(prompt, 4 + 2 + 4);
     match error {
         Some(ClientError::Payment(PayError::Overbilled { required, signed })) => {

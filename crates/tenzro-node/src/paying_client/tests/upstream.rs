@@ -1,7 +1,5 @@
 //! The paying client against a seller whose engine is another server, over real HTTP.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
