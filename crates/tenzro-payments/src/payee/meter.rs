@@ -180,9 +180,7 @@ impl Meter {
                 self.prompt = 0;
             }
             state.channel.spend(due);
-            state
-                .unsettled_since
-                .get_or_insert_with(std::time::Instant::now);
+            state.unsettled_since.get_or_insert_with(Instant::now);
             state.channel.spent
         };
         (self.charged, self.cost) = (next, cost);
