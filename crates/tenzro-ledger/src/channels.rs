@@ -5,6 +5,7 @@
 //! ChannelTerms ─▶ id                    Operations (operations.rs) ─▶ receipt, or ChannelRefusal
 //!       └▶ OpenRequest, TopUpRequest ─────────▲  signed by the payer, sent by the payee
 //! chain ─▶ Ledger::channel_now          one channel, right now
+//!       ─▶ Ledger::channel_before       one channel, some blocks ago
 //!       ─▶ Ledger::funding              what one transaction opened or topped up
 //!       ─▶ events.rs, follow.rs         all channels of a payer or a payee
 //! ```
@@ -19,6 +20,7 @@ mod funding;
 mod operations;
 mod refusal;
 
+use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolValue;
@@ -154,7 +156,25 @@ impl Ledger {
 
     /// A channel as of the newest block; `None` where there was never one of that id. Closed ones stay.
     pub async fn channel_now(&self, id: B256) -> Result<Option<Channel>, LedgerError> {
-        let found = self.channels().getChannel(id).call().await?;
+        self.channel_at(id, BlockId::latest()).await
+    }
+
+    /// The same as of a block with so many others on top; `None` also where the channel is younger.
+    pub async fn channel_before(
+        &self,
+        id: B256,
+        blocks_on_top: u64,
+    ) -> Result<Option<Channel>, LedgerError> {
+        let block = self.head().await?.checked_sub(blocks_on_top);
+        let deployed = block.filter(|block| *block >= self.addresses().first_block);
+        match deployed {
+            Some(block) => self.channel_at(id, block.into()).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn channel_at(&self, id: B256, block: BlockId) -> Result<Option<Channel>, LedgerError> {
+        let found = self.channels().getChannel(id).block(block).call().await?;
         // The zero address can sign nothing, so that it can pay for no channel.
         if found.payer.is_zero() {
             return Ok(None);

@@ -8,9 +8,10 @@ use reqwest::{Client, Method, StatusCode};
 use tenzro_ledger::{Address, B256, Ledger};
 use tenzro_payments::payer::terms::{Expected, Market, Terms, TermsError};
 use tenzro_payments::payer::{PayError, Payer, unix_now};
-use tenzro_payments::voucher::Domain;
+use tenzro_payments::voucher::{Domain, request_hash};
 
 use crate::http_client::innermost;
+use crate::paying_client::VOUCHERS;
 use crate::probe::Prober;
 
 /// Time for a challenge.
@@ -92,12 +93,13 @@ pub(crate) async fn ask(
     channel: B256,
 ) -> Result<Result<(), PayError>, AskError> {
     let terms = terms(prober, seller, payer.market()).await?;
-    let credential = match payer.close(channel, &terms).await {
+    let hash = request_hash("POST", &format!("/v1/{VOUCHERS}"), b"");
+    let credential = match payer.close(channel, &terms, hash).await {
         Ok(credential) => credential,
         Err(error) => return Ok(Err(error)),
     };
     let client = client(prober, &seller.base_url)?;
-    let url = format!("{}/payments/voucher", seller.base_url);
+    let url = format!("{}/{VOUCHERS}", seller.base_url);
     let request = client.request(Method::POST, url).timeout(CLOSE);
     let sent = request
         .header(credential.header(), credential.value())

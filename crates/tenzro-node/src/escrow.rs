@@ -32,17 +32,22 @@ pub(crate) struct LedgerEscrow {
 }
 
 struct Follow {
-    channels: ChannelFollower,
+    /// A wish to close is told at once: later is too late, and a false alarm costs nothing. A deposit counts,
+    /// and is told again, when it is confirmed.
+    channels: Vec<ChannelFollower>,
     /// Channels that were told about.
     told: BTreeSet<B256>,
+    /// Channels that are to be told about: an error halfway must not lose them.
+    unsaid: BTreeSet<B256>,
 }
 
 impl LedgerEscrow {
     pub(crate) fn new(ledger: Ledger, account: Account, blocks_on_top: u64) -> Self {
         let who = Party::Payee(account.address());
         let first = ledger.addresses().first_block;
-        // A wish to close is taken in at once: later is too late, and a false alarm costs nothing.
-        let channels = ChannelFollower::new(ledger.clone(), who, first, 0);
+        let waits = BTreeSet::from([0, blocks_on_top]);
+        let follower = |wait| ChannelFollower::new(ledger.clone(), who, first, wait);
+        let channels = waits.into_iter().map(follower).collect();
         Self {
             place: ledger.escrow(),
             ledger,
@@ -51,6 +56,7 @@ impl LedgerEscrow {
             follow: Mutex::new(Follow {
                 channels,
                 told: BTreeSet::new(),
+                unsaid: BTreeSet::new(),
             }),
         }
     }
@@ -97,8 +103,17 @@ impl Escrow for LedgerEscrow {
 
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
         async move {
-            let found = self.ledger.channel_now(id).await.map_err(unreadable)?;
-            Ok(found.map(|channel| escrow_channel(&channel)))
+            let now = self.ledger.channel_now(id).await.map_err(unreadable)?;
+            let Some(mut channel) = now.as_ref().map(escrow_channel) else {
+                return Ok(None);
+            };
+            if self.blocks_on_top > 0 {
+                let before = self.ledger.channel_before(id, self.blocks_on_top).await;
+                let before = before.map_err(unreadable)?;
+                let confirmed = before.map_or(0, |before| before.deposit);
+                channel.deposit = confirmed.min(channel.deposit).max(channel.settled);
+            }
+            Ok(Some(channel))
         }
         .boxed()
     }
@@ -197,15 +212,21 @@ impl Escrow for LedgerEscrow {
     fn news(&self) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>> {
         async move {
             let mut follow = self.follow.lock().await;
-            let news = follow.channels.catch_up().await.map_err(unreadable)?;
-            let told = news.events.iter().map(|event| event.id);
-            let mut about: BTreeSet<B256> = told.collect();
-            if news.is_anew {
-                // What a reorganisation took back has no event any more.
-                about.extend(&follow.told);
+            let Follow {
+                channels,
+                told,
+                unsaid,
+            } = &mut *follow;
+            for follower in channels {
+                let news = follower.catch_up().await.map_err(unreadable)?;
+                unsaid.extend(news.events.iter().map(|event| event.id));
+                if news.is_anew {
+                    // What a reorganisation took back has no event any more.
+                    unsaid.extend(&*told);
+                }
             }
-            follow.told.extend(&about);
-            Ok(about.into_iter().collect())
+            told.extend(&*unsaid);
+            Ok(std::mem::take(unsaid).into_iter().collect())
         }
         .boxed()
     }
@@ -332,17 +353,63 @@ fn unsent(error: &SendError) -> EscrowError {
 
 #[cfg(test)]
 mod tests {
-    use tenzro_ledger::EmbeddedChain;
+    use tenzro_ledger::{EmbeddedChain, PrivateKeySigner};
     use tenzro_payments::voucher::{Domain, request_hash};
 
     use super::*;
 
-    #[tokio::test]
-    async fn m36_vouchers_are_signed_as_the_contract_reads_them() {
+    async fn ledger() -> (tempfile::TempDir, EmbeddedChain, Ledger) {
         let directory = tempfile::tempdir().expect("a directory");
         let chain = EmbeddedChain::open(&directory.path().join("ledger.sqlite")).expect("a chain");
         let ledger = Ledger::open(chain.provider(), EmbeddedChain::addresses()).await;
-        let ledger = ledger.expect("a ledger");
+        (directory, chain, ledger.expect("a ledger"))
+    }
+
+    #[tokio::test]
+    async fn m11_a_deposit_counts_once_it_is_confirmed_and_a_wish_to_close_at_once() {
+        let (_directory, _chain, ledger) = ledger().await;
+        let wallet = || {
+            let key = PrivateKeySigner::random();
+            Account::new(ledger.provider().clone(), ledger.chain_id(), key)
+        };
+        let (payer, payee) = (wallet(), wallet());
+        let by = Operations {
+            ledger: &ledger,
+            account: &payer,
+        };
+        let tnzo = by.drip(payer.address()).await.expect("a faucet");
+        tnzo.expect("mined");
+        let terms = ChannelTerms::fresh(payee.address());
+        let id = terms.id(payer.address(), &ledger.escrow());
+        let to = payee.address();
+        let mine = async || {
+            let sent = by.transfer(to, tenzro_protocol::amount::Wei(1));
+            sent.await.expect("mined");
+        };
+        let payee = LedgerEscrow::new(ledger.clone(), payee, 2);
+        let now = async || {
+            let channel = payee.channel(id).await.expect("read").expect("a channel");
+            let news = payee.news().await.expect("read");
+            (channel.deposit, channel.is_closing, news)
+        };
+        assert_eq!(payee.channel(id).await, Ok(None));
+        by.open_channel(&terms, 500).await.expect("mined");
+        assert_eq!(now().await, (0, false, vec![id]));
+        mine().await;
+        assert_eq!(now().await, (0, false, vec![]));
+        mine().await;
+        assert_eq!(now().await, (500, false, vec![id]));
+        by.top_up_channel(id, 300).await.expect("mined");
+        assert_eq!(now().await, (500, false, vec![id]));
+        by.request_channel_close(id).await.expect("mined");
+        assert_eq!(now().await, (500, true, vec![id]));
+        mine().await;
+        assert_eq!(now().await, (800, true, vec![id]));
+    }
+
+    #[tokio::test]
+    async fn m36_vouchers_are_signed_as_the_contract_reads_them() {
+        let (_directory, _chain, ledger) = ledger().await;
         let place = ledger.escrow();
         let domain = Domain::new(place.chain_id, place.address);
         let contract = ledger.channels();

@@ -49,7 +49,7 @@ const BUSY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 /// How often, and how long each time, text of other answers is waited for.
 const BEHIND: (u32, Duration) = (5, Duration::from_millis(100));
 /// Where vouchers go that belong to a running stream, below `/v1`.
-const VOUCHERS: &str = "payments/voucher";
+pub(crate) const VOUCHERS: &str = "payments/voucher";
 
 /// One endpoint and who pays for it; cheap to clone.
 #[derive(Debug, Clone)]

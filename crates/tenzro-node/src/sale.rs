@@ -25,7 +25,7 @@ use crate::servers::{Slot, is_held};
 
 /// How often the price on the ledger is looked at. A rise takes a minute to hold, by the registry's rules.
 const PRICE_PERIOD: Duration = Duration::from_secs(5);
-/// Model servers of one wallet that can be paid at the same time.
+/// Servers of one model, with one wallet, that can be paid at the same time.
 const OWNERS_MAX: u32 = 64;
 
 /// Why a model server cannot be paid.
@@ -44,7 +44,7 @@ pub enum SaleError {
     #[error("the ledger's grace period for closing channels is {0} s; at least 600 s are needed")]
     GracePeriod(u64),
     /// There are too many.
-    #[error("{OWNERS_MAX} model servers of this wallet are paid already")]
+    #[error("{OWNERS_MAX} servers of this model and wallet are paid already")]
     TooMany,
 }
 
@@ -84,8 +84,8 @@ impl Sale {
         }
         let provider = key.address();
         let books = Place::of(&config.home, provider);
-        let (owner, slot) = books.claim()?;
-        let (place, domain) = (ledger.escrow(), ledger.escrow());
+        let (owner, slot) = books.claim(&goods.model)?;
+        let place = ledger.escrow();
         let alive = books.clone();
         let opened = Books::open(&books.file(), &owner, move |other| alive.is_owner(other))?;
         let account = Account::new(ledger.provider().clone(), ledger.chain_id(), key.clone());
@@ -103,7 +103,7 @@ impl Sale {
         };
         let price = watch::Sender::new(prices.now().await?);
         let terms = Terms {
-            domain: Domain::new(domain.chain_id, domain.address),
+            domain: Domain::new(place.chain_id, place.address),
             token: place.token,
             model: ModelTerms {
                 id: goods.model,
@@ -205,11 +205,11 @@ impl Place {
         self.directory.join("payee.sqlite")
     }
 
-    /// A name among this wallet's model servers: the first that is free, so that a server that comes again
-    /// finds its own channels.
-    fn claim(&self) -> Result<(String, Slot), SaleError> {
+    /// A name among this wallet's model servers, so that one that comes again finds its own channels: the
+    /// model, and the first number that is free.
+    fn claim(&self, model: &str) -> Result<(String, Slot), SaleError> {
         for number in 0..OWNERS_MAX {
-            let owner = number.to_string();
+            let owner = format!("{model}#{number}");
             if let Some(slot) = Slot::claim(self.directory.join("owners").join(&owner))? {
                 return Ok((owner, slot));
             }
@@ -254,5 +254,27 @@ impl Prices {
                 Err(error) => tracing::warn!(%error, "the price on the ledger cannot be read"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_comes_again_has_the_name_of_its_model_whoever_was_first() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let home = Home::new(directory.path().to_owned());
+        let place = Place::of(&home, Address::ZERO);
+        let claim = |model| place.claim(model).expect("free");
+        let names = [claim("one"), claim("other"), claim("one")];
+        let named: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(named, ["one#0", "other#0", "one#1"]);
+        assert!(place.is_owner("one#1"));
+        drop(names);
+        assert!(!place.is_owner("one#1"));
+        let again = [claim("other"), claim("one")];
+        let named: Vec<&str> = again.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(named, ["other#0", "one#0"]);
     }
 }

@@ -7,7 +7,9 @@
 //! Nothing counts before its answer. One thread writes; the more requests are served at once, the more of
 //! their changes share an fsync. Counters only grow, so that changes may arrive in any order.
 //!
-//! Several model servers of one wallet may share a file. A channel belongs to one of them, its owner.
+//! Several model servers of one wallet may share a file. A channel belongs to one of them, its owner, which
+//! finds it again after a restart. Another one takes it over only while its owner is gone, where its payer
+//! turns there or leaves.
 
 mod earnings;
 mod schema;
@@ -123,19 +125,19 @@ struct Writer {
 }
 
 impl Books {
-    /// Opens or makes the file, and takes over the channels of this owner and of those that are not alive.
-    /// `owner` names this model server among those of the wallet.
+    /// Opens or makes the file; the channels are those of this owner that are not closed. `owner` names this
+    /// model server among those of the wallet, and `is_alive` says whether one runs.
     pub fn open(
         path: &Path,
         owner: &str,
         is_alive: impl Fn(&str) -> bool + Send + 'static,
     ) -> Result<(Self, Vec<Channel>), BooksError> {
-        let mut writer = Keeper {
+        let writer = Keeper {
             conn: open(path)?,
             owner: owner.to_owned(),
             is_alive: Box::new(is_alive),
         };
-        let channels = writer.adopt()?;
+        let channels = read_channels(&writer.conn, Some(owner))?;
         let (sender, receiver) = sync_channel(QUEUE);
         let write = move || writer.keep(&receiver);
         let thread = std::thread::Builder::new()
@@ -168,8 +170,7 @@ impl Books {
         self.take(channel, true).await
     }
 
-    /// The same for a channel that is in the books already: of this owner, or of one that is gone. A new one
-    /// is for the server that its payer turns to.
+    /// The same for a channel that is in the books already.
     pub async fn inherit(&self, channel: Channel) -> Result<Channel, BooksError> {
         self.take(channel, false).await
     }
@@ -270,25 +271,6 @@ impl Keeper {
         let found = found.into_iter().find(|channel| channel.id == id);
         transaction.commit()?;
         found.ok_or(BooksError::Elsewhere)
-    }
-
-    /// Channels of this owner from now on, closed ones left out.
-    fn adopt(&mut self) -> Result<Vec<Channel>, BooksError> {
-        let transaction = begin(&mut self.conn)?;
-        let owners: Vec<String> = transaction
-            .prepare("SELECT DISTINCT owner FROM channel")?
-            .query_map([], |row| row.get(0))?
-            .collect::<Result<_, _>>()?;
-        let dead = owners
-            .iter()
-            .filter(|one| **one != self.owner && !(self.is_alive)(one));
-        for dead in dead {
-            let sql = "UPDATE channel SET owner = ?1 WHERE owner = ?2";
-            transaction.execute(sql, [&self.owner, dead])?;
-        }
-        let channels = read_channels(&transaction, Some(&self.owner))?;
-        transaction.commit()?;
-        Ok(channels)
     }
 }
 
@@ -429,7 +411,8 @@ fn read_channels(conn: &Connection, owner: Option<&str>) -> Result<Vec<Channel>,
 fn status_number(status: Status) -> u8 {
     match status {
         Status::Open => 0,
-        Status::Closing => 1,
+        // Whether its transaction is under way has to be asked after a crash.
+        Status::Closing | Status::Ending => 1,
         Status::Final => 2,
     }
 }

@@ -6,7 +6,8 @@
 //!       accepted ≤ deposit         what the payer signed
 //! ```
 //!
-//! `accepted`, `spent` and `settled` only grow. `held` lives as long as the requests that hold it.
+//! `accepted` and `spent` only grow, and so does `settled` on a chain that takes nothing back. `held` lives as
+//! long as the requests that hold it.
 
 use std::collections::VecDeque;
 
@@ -18,8 +19,8 @@ use crate::signature::Signature;
 use crate::voucher::Voucher;
 use crate::wire::ChannelState;
 
-/// Vouchers above `spent` that are kept: each raises the one before, and together they are worth one window
-/// for each running request.
+/// Vouchers that are kept in memory. A payer that signs more of them before it is served loses steps between
+/// the last two, and what is settled may then be a little more than what it had.
 const VOUCHERS_MAX: usize = 256;
 
 /// What can happen to a channel.
@@ -27,8 +28,11 @@ const VOUCHERS_MAX: usize = 256;
 pub enum Status {
     /// Money can be spent.
     Open,
-    /// The payer asked to leave, or the channel is being closed: nothing new is begun.
+    /// The payer asked the ledger to leave: nothing new is begun.
     Closing,
+    /// The payee's closing transaction is under way: nothing is begun, and nothing else settled. Only that the
+    /// channel is closed, or that the transaction failed, ends it.
+    Ending,
     /// Closed for ever, or never there.
     Final,
 }
@@ -54,7 +58,7 @@ pub struct Channel {
     pub binds_requests: bool,
     /// Wei set aside by running requests.
     held: u128,
-    /// The last voucher that is earned in full, and those above it, lowest first.
+    /// The last voucher that is earned in full, and those above it, lowest first: of too many not all.
     vouchers: VecDeque<(u128, Signature)>,
 }
 
@@ -64,7 +68,7 @@ pub enum VoucherRefusal {
     /// Not signed by the channel's signer.
     #[error("the voucher is not signed by who may sign for this channel")]
     Signer,
-    /// The payer asked to leave.
+    /// The payer asked to leave, or for the channel to be closed.
     #[error("the payer has asked for this channel to be closed")]
     Closing,
     /// Nothing can be paid any more.
@@ -75,12 +79,6 @@ pub enum VoucherRefusal {
     AboveDeposit {
         /// Wei.
         deposit: u128,
-    },
-    /// It raises the one before by too little.
-    #[error("the voucher must exceed the one before by {minimum} wei")]
-    DeltaTooSmall {
-        /// Wei.
-        minimum: u128,
     },
 }
 
@@ -106,11 +104,13 @@ impl Channel {
 
     /// As it was written down.
     pub fn restore(self, vouchers: impl IntoIterator<Item = (u128, Signature)>) -> Self {
-        Self {
+        let mut restored = Self {
             held: 0,
             vouchers: vouchers.into_iter().collect(),
             ..self
-        }
+        };
+        restored.forget_vouchers();
+        restored
     }
 
     /// Takes in what the ledger says now.
@@ -123,11 +123,21 @@ impl Channel {
         };
         self.deposit = found.deposit;
         self.settled = found.settled;
-        self.status = match (found.is_final, found.is_closing) {
-            (true, _) => Status::Final,
-            (false, true) => Status::Closing,
-            (false, false) => Status::Open,
+        self.status = match (found.is_final, self.status, found.is_closing) {
+            (true, ..) => Status::Final,
+            // It is open until the transaction is mined.
+            (false, Status::Ending, _) => Status::Ending,
+            (false, _, true) => Status::Closing,
+            (false, _, false) => Status::Open,
         };
+    }
+
+    /// The closing transaction failed for good: what the ledger says counts again.
+    pub fn resume(&mut self, found: Option<&EscrowChannel>) {
+        if self.status == Status::Ending {
+            self.status = Status::Open;
+        }
+        self.sync(found);
     }
 
     /// Wei of the highest voucher, or what was settled where there is none.
@@ -152,18 +162,13 @@ impl Channel {
 
     /// Whether a voucher of that amount, signed by `signer`, is new money. The signature comes first: whoever
     /// only knows a channel's id learns nothing and uses nothing.
-    pub fn check(
-        &self,
-        amount: u128,
-        signer: Address,
-        minimum_delta: u128,
-    ) -> Result<bool, VoucherRefusal> {
+    pub fn check(&self, amount: u128, signer: Address) -> Result<bool, VoucherRefusal> {
         if signer != self.signer || signer.is_zero() {
             return Err(VoucherRefusal::Signer);
         }
         match self.status {
             Status::Open => {}
-            Status::Closing => return Err(VoucherRefusal::Closing),
+            Status::Closing | Status::Ending => return Err(VoucherRefusal::Closing),
             Status::Final => return Err(VoucherRefusal::Final),
         }
         let accepted = self.accepted();
@@ -173,11 +178,6 @@ impl Channel {
         if amount > self.deposit {
             let deposit = self.deposit;
             return Err(VoucherRefusal::AboveDeposit { deposit });
-        }
-        if amount - accepted < minimum_delta {
-            return Err(VoucherRefusal::DeltaTooSmall {
-                minimum: minimum_delta,
-            });
         }
         Ok(true)
     }
@@ -214,32 +214,57 @@ impl Channel {
         self.forget_vouchers();
     }
 
-    /// The voucher to settle: the highest that is earned in full, so that what was only paid ahead stays the
-    /// payer's; of a channel that closes the highest of all, since there is no later.
-    pub fn settleable(&self) -> Option<Voucher> {
-        let (amount, signature) = match self.status {
-            Status::Final => return None,
-            Status::Closing => self.vouchers.back()?,
+    /// The voucher to settle. While the channel is open, the highest that is earned in full, so that what was
+    /// only paid ahead stays the payer's; but where that leaves `unearned_max` wei or more unsettled, the
+    /// lowest that covers what was delivered. Of a channel that its payer leaves, see [`Self::last`].
+    pub fn settleable(&self, unearned_max: u128) -> Option<Voucher> {
+        let amount = match self.status {
+            Status::Final | Status::Ending => return None,
+            Status::Closing => return self.last(),
             Status::Open => {
-                let earned = |(amount, _): &&(u128, Signature)| *amount <= self.spent;
-                self.vouchers.iter().rev().find(earned)?
+                let mut amounts = self.vouchers.iter().rev().map(|(amount, _)| *amount);
+                let earned = amounts.find(|amount| *amount <= self.spent);
+                let earned = earned.unwrap_or(0).max(self.settled);
+                match self.spent.saturating_sub(earned) >= unearned_max {
+                    true => self.covering(self.spent).unwrap_or(earned),
+                    false => earned,
+                }
             }
         };
-        (*amount > self.settled && *amount <= self.deposit).then_some(Voucher {
+        self.voucher(amount)
+    }
+
+    /// The voucher to close with: the lowest that covers what was delivered and what running requests may still
+    /// use, since there is no later; the highest where none does. None where nothing is owed.
+    pub fn last(&self) -> Option<Voucher> {
+        let owed = self.spent.saturating_add(self.held);
+        if owed <= self.settled {
+            return None;
+        }
+        let highest = || self.vouchers.back().map(|(amount, _)| *amount);
+        self.voucher(self.covering(owed).or_else(highest)?)
+    }
+
+    /// Amount of the lowest voucher that covers so much and is in the escrow.
+    fn covering(&self, owed: u128) -> Option<u128> {
+        let mut amounts = self.vouchers.iter().map(|(amount, _)| *amount);
+        amounts.find(|amount| (owed..=self.deposit).contains(amount))
+    }
+
+    /// The voucher of that amount, while it is worth anything.
+    fn voucher(&self, amount: u128) -> Option<Voucher> {
+        let mut vouchers = self.vouchers.iter();
+        let (_, signature) = vouchers.find(|(held, _)| *held == amount)?;
+        (amount > self.settled && amount <= self.deposit).then_some(Voucher {
             channel_id: self.id,
-            amount: Wei(*amount),
+            amount: Wei(amount),
             signature: *signature,
         })
     }
 
-    /// The highest voucher, while it is worth anything.
-    pub fn highest(&self) -> Option<Voucher> {
-        let (amount, signature) = self.vouchers.back()?;
-        (*amount > self.settled).then_some(Voucher {
-            channel_id: self.id,
-            amount: Wei(*amount),
-            signature: *signature,
-        })
+    /// Whether a voucher stands on the chain, where everybody can read it. One over nothing never does.
+    pub fn is_public(&self, amount: u128) -> bool {
+        amount > 0 && amount <= self.settled
     }
 
     /// Wei that were delivered and not settled.
@@ -262,13 +287,17 @@ impl Channel {
         }
     }
 
-    /// Of the vouchers that are earned only the highest is worth keeping.
+    /// Of the vouchers that are earned only the highest is worth keeping. Of too many others the steps right
+    /// below the newest are the last to be earned.
     fn forget_vouchers(&mut self) {
         let is_earned = |voucher: Option<&(u128, Signature)>| {
             voucher.is_some_and(|(amount, _)| *amount <= self.spent)
         };
-        while is_earned(self.vouchers.get(1)) || self.vouchers.len() > VOUCHERS_MAX {
+        while is_earned(self.vouchers.get(1)) {
             self.vouchers.pop_front();
+        }
+        while self.vouchers.len() > VOUCHERS_MAX {
+            self.vouchers.remove(self.vouchers.len() - 2);
         }
     }
 }

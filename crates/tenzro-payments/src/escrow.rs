@@ -18,7 +18,7 @@ pub struct EscrowChannel {
     pub payee: Address,
     /// Who signs vouchers: the payer, unless it named somebody else.
     pub signer: Address,
-    /// Wei put in.
+    /// Wei put in, as far as that is confirmed.
     pub deposit: u128,
     /// Wei paid to the payee.
     pub settled: u128,
@@ -89,7 +89,8 @@ pub trait Escrow: Send + Sync + fmt::Debug + 'static {
     /// nobody; the error says what is wrong.
     fn check(&self, deposit: &SignedDeposit) -> Result<(), String>;
 
-    /// The channel now, with as many confirmations as the ledger is trusted after; `None` where there is none.
+    /// The channel now; its deposit with as many confirmations as the ledger is trusted after. `None` where
+    /// there is none.
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>>;
 
     /// Submits a deposit for its payer, to a channel with this wallet as its payee.
@@ -111,7 +112,7 @@ pub trait Escrow: Send + Sync + fmt::Debug + 'static {
         last: Option<Voucher>,
     ) -> BoxFuture<'_, Result<B256, EscrowError>>;
 
-    /// Channels with this wallet as their payee about which the ledger has news since the last call, and
-    /// at the first call all that are not closed.
+    /// Channels with this wallet as their payee about which the ledger has news since the last call, at once
+    /// and again when they are confirmed; at the first call all that there ever were.
     fn news(&self) -> BoxFuture<'_, Result<Vec<B256>, EscrowError>>;
 }

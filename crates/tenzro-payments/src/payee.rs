@@ -10,37 +10,40 @@ mod cell;
 mod meter;
 mod open;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
 use jiff::Timestamp;
 use mpp::protocol::core::{PaymentCredential, parse_authorization};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::books::{Books, BooksError, Change};
 use crate::challenge::Challenges;
 use crate::channel::{Channel, Status, VoucherRefusal};
-use crate::escrow::Escrow;
+use crate::escrow::{Escrow, EscrowError};
 use crate::price::{Pricing, Tokens};
 use crate::refusal::Refusal;
 use crate::signature::Signer;
 use crate::voucher::{Domain, RequestAuth, Voucher, request_hash};
 use crate::wire::{
-    BY_AUTHORIZATION, BY_HASH, INTENT, METHOD, MethodDetails, ModelTerms, Payload, Problem,
-    Receipt, SessionRequest, UNIT,
+    BY_AUTHORIZATION, BY_HASH, Close, INTENT, METHOD, MethodDetails, ModelTerms, OpenDeposit,
+    Payload, Problem, Receipt, SessionRequest, UNIT,
 };
 
 pub(crate) use cell::Cell;
+use cell::State;
 pub use meter::{Charge, Meter, Order, Outcome, Shortage};
 
 /// Requests that one channel pays for at the same time.
 const RUNNING_MAX: u32 = 16;
 /// Tokens in both directions that the suggested deposit pays for.
 const SUGGESTED_TOKENS: u32 = 50_000;
-/// Tokens in both directions that a deposit has to pay for: a smaller one is not worth its gas.
+/// Tokens in both directions that a channel's deposit, and each that is signed, has to pay for: a smaller one
+/// is not worth its gas.
 const MINIMUM_TOKENS: u32 = 500;
 
 /// How long a stream that ran out of money waits for a voucher. Source: design, payments.
@@ -110,8 +113,19 @@ struct Inner {
     channels: Mutex<HashMap<B256, Arc<Cell>>>,
     /// Channels that are being looked up or opened, each by one request at a time.
     opening: open::Opening,
+    /// Channels that the ledger has news of, until they are taken in.
+    news: Mutex<BTreeSet<B256>>,
     /// Something is to be settled.
     settle: Notify,
+}
+
+/// A voucher as it came, with what else its credential says.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    voucher: Voucher,
+    auth: Option<&'a RequestAuth>,
+    challenge_id: &'a str,
+    paid: Paid<'a>,
 }
 
 /// An open channel and the price at which it is used.
@@ -144,6 +158,7 @@ impl Payee {
             escrow,
             channels: Mutex::new(cells.collect()),
             opening: open::Opening::default(),
+            news: Mutex::default(),
             settle: Notify::new(),
         }))
     }
@@ -190,84 +205,114 @@ impl Payee {
             pricing,
             challenge_id: credential.challenge.id.clone(),
         };
+        let given = |voucher, auth| Given {
+            voucher,
+            auth,
+            challenge_id: &credential.challenge.id,
+            paid,
+        };
         match payload {
             Payload::Open(open) => {
-                let (cell, voucher) = self
-                    .open(&open, credential.source.as_deref(), &pricing)
-                    .await?;
-                let auth = open.request_auth.as_ref();
-                self.bind(&cell, &credential.challenge.id, auth, paid)?;
-                self.accept(&cell, &voucher, &pricing, auth.is_some())
-                    .await?;
+                let (OpenDeposit::Authorization {
+                    voucher_signature: signature,
+                    ..
+                }
+                | OpenDeposit::Hash { signature, .. }) = &open.deposit;
+                let voucher = Voucher {
+                    channel_id: open.channel_id,
+                    amount: open.cumulative_amount,
+                    signature: *signature,
+                };
+                let given = given(voucher, open.request_auth.as_ref());
+                let source = credential.source.as_deref();
+                let cell = self.open(&open, source, &pricing, &given).await?;
+                self.accept(&cell, &given).await?;
                 Ok(Accepted::Purse(purse(cell)))
             }
             Payload::Voucher(update) => {
-                let cell = self.fund(&update, &pricing).await?;
-                let auth = update.request_auth.as_ref();
-                self.bind(&cell, &credential.challenge.id, auth, paid)?;
-                self.accept(&cell, &update.voucher, &pricing, auth.is_some())
-                    .await?;
+                let given = given(update.voucher, update.request_auth.as_ref());
+                let cell = self.fund(&update, &pricing, &given).await?;
+                self.accept(&cell, &given).await?;
                 Ok(Accepted::Purse(purse(cell)))
             }
             Payload::TopUp(top_up) => {
                 let cell = self.top_up(&top_up, &pricing).await?;
                 Ok(Accepted::Done(Box::new(purse(cell).receipt_now(None))))
             }
-            Payload::Close(voucher) => {
-                let cell = self.find(voucher.channel_id).await?;
-                let transaction = self.close(&cell, &voucher).await?;
-                Ok(Accepted::Done(Box::new(
-                    purse(cell).receipt_now(transaction),
-                )))
+            Payload::Close(close) => {
+                let Close {
+                    voucher,
+                    request_auth,
+                } = &*close;
+                let cell = self.find(voucher.channel_id, &pricing).await?;
+                let given = given(*voucher, request_auth.as_ref());
+                let transaction = self.close(&cell, &given).await?;
+                let receipt = purse(cell).receipt_now(Some(transaction));
+                Ok(Accepted::Done(Box::new(receipt)))
             }
         }
     }
 
-    /// Checks that a credential is used for the request that it was signed for, and for the first time.
-    fn bind(
-        &self,
-        cell: &Cell,
-        challenge_id: &str,
-        auth: Option<&RequestAuth>,
-        paid: Paid<'_>,
-    ) -> Result<(), Refusal> {
-        let mut state = cell.lock();
+    /// What can be told of a payment without what is known of its channel: that `signer` signed the voucher,
+    /// and that the credential is used for the request that it was signed for.
+    fn prove(&self, signer: Address, given: &Given<'_>) -> Result<(), Refusal> {
+        let Given {
+            voucher,
+            auth,
+            challenge_id,
+            paid,
+        } = given;
+        let domain = &self.0.sale.domain;
+        if signer.is_zero() || domain.voucher_signer(voucher)? != signer {
+            return Err(VoucherRefusal::Signer.into());
+        }
         let Some(auth) = auth else {
-            return match state.channel.binds_requests && !paid.body.is_empty() {
-                true => Err(Refusal::OtherRequest),
-                false => Ok(()),
-            };
+            return Ok(());
         };
         let is_this = auth.request_hash == request_hash(paid.method, paid.path, paid.body);
-        let signer = self
-            .0
-            .sale
-            .domain
-            .request_signer(state.channel.id, challenge_id, auth)?;
-        if !is_this || signer != state.channel.signer || !state.is_new(auth.nonce, Instant::now()) {
-            return Err(Refusal::OtherRequest);
+        let by = domain.request_signer(voucher.channel_id, challenge_id, auth)?;
+        match is_this && by == signer {
+            true => Ok(()),
+            false => Err(Refusal::OtherRequest),
         }
-        Ok(())
     }
 
-    /// Takes a voucher in: signature first, then the rules, then the disk, and only then it counts.
-    async fn accept(
-        &self,
-        cell: &Cell,
-        voucher: &Voucher,
-        pricing: &Pricing,
-        binds_requests: bool,
-    ) -> Result<(), Refusal> {
-        let inner = &self.0;
-        let signer = inner.sale.domain.voucher_signer(voucher)?;
+    /// That a credential is used for the first time or, where it is bound to no request and something is done
+    /// for it, that its channel's payer binds none.
+    fn bind(state: &mut State, given: &Given<'_>, is_acted_on: bool) -> Result<(), Refusal> {
+        let is_bound = match given.auth {
+            Some(auth) => state.is_new(auth.nonce, Instant::now()),
+            None => !(is_acted_on && state.channel.binds_requests),
+        };
+        match is_bound {
+            true => Ok(()),
+            false => Err(Refusal::OtherRequest),
+        }
+    }
+
+    /// Takes a voucher in: signatures first, then the rules, then the disk, and only then it counts.
+    async fn accept(&self, cell: &Cell, given: &Given<'_>) -> Result<(), Refusal> {
+        let signer = cell.lock().channel.signer;
+        self.prove(signer, given)?;
+        let Given { voucher, auth, .. } = given;
+        let (amount, binds_requests) = (voucher.amount.0, auth.is_some());
         let is_known = {
             let mut state = cell.lock();
-            // Only who may sign uses the rate up: else anybody could keep the payer from paying.
-            if signer == state.channel.signer && !state.allows_voucher(Instant::now()) {
+            let serves = !given.paid.body.is_empty();
+            Self::bind(&mut state, given, serves)?;
+            let channel = &state.channel;
+            // A payer that goes on sends its highest one, or a new one.
+            let is_old = amount < channel.accepted() && channel.is_public(amount);
+            if serves && !binds_requests && is_old {
+                return Err(Refusal::Public);
+            }
+            let is_new = state.channel.check(amount, signer)?;
+            // Only who may sign uses the rate up: else anybody could keep the payer from paying. What changes
+            // nothing does not: anybody may have it.
+            let does = is_new || serves || binds_requests;
+            if does && !state.allows_voucher(Instant::now()) {
                 return Err(Refusal::TooMany);
             }
-            let minimum = pricing.output_per_token.0.min(1);
-            let is_new = state.channel.check(voucher.amount.0, signer, minimum)?;
             // A voucher that is no new money can still be the first that comes bound to a request.
             !is_new && (state.channel.binds_requests || !binds_requests)
         };
@@ -276,11 +321,11 @@ impl Payee {
         }
         let change = Change::Voucher {
             channel_id: voucher.channel_id,
-            amount: voucher.amount.0,
+            amount,
             signature: voucher.signature,
             binds_requests,
         };
-        inner.books.write(change).await?;
+        self.0.books.write(change).await?;
         {
             let mut state = cell.lock();
             state.channel.accept(voucher);
@@ -290,49 +335,88 @@ impl Payee {
         Ok(())
     }
 
-    /// Closes with the payer's last voucher, where that covers what was delivered, else with the highest.
-    async fn close(&self, cell: &Cell, last: &Voucher) -> Result<Option<B256>, Refusal> {
-        let signer = self.0.sale.domain.voucher_signer(last)?;
-        let (id, voucher) = {
+    /// Closes with the lowest voucher that covers what was delivered, the payer's last one among them.
+    async fn close(&self, cell: &Cell, given: &Given<'_>) -> Result<B256, Refusal> {
+        let signer = cell.lock().channel.signer;
+        self.prove(signer, given)?;
+        let _one = cell.closing.lock().await;
+        {
             let mut state = cell.lock();
-            if signer != state.channel.signer {
-                return Err(VoucherRefusal::Signer.into());
+            match state.channel.status {
+                Status::Final => return Err(VoucherRefusal::Final.into()),
+                Status::Ending => return Err(VoucherRefusal::Closing.into()),
+                Status::Open | Status::Closing => {}
             }
-            if state.channel.status == Status::Final {
-                return Err(VoucherRefusal::Final.into());
+            Self::bind(&mut state, given, true)?;
+            let channel = &state.channel;
+            let amount = given.voucher.amount.0;
+            // Not what anybody can read on the ledger, unless it says what its payer had.
+            let is_old = amount < channel.spent && channel.is_public(amount);
+            if given.auth.is_none() && is_old {
+                return Err(Refusal::Public);
             }
             if state.running > 0 {
                 return Err(Refusal::Running);
             }
-            let covers =
-                last.amount.0 >= state.channel.spent && last.amount.0 <= state.channel.deposit;
-            let voucher = match covers {
-                true => Some(*last).filter(|last| last.amount.0 > state.channel.settled),
-                false => state.channel.highest(),
-            };
-            // Nothing new begins while the transaction is on its way.
-            state.channel.status = Status::Closing;
-            (state.channel.id, voucher)
-        };
+            if channel.spent == 0 {
+                return Err(Refusal::Unused);
+            }
+            state.end_with(&given.voucher);
+        }
+        self.end(cell).await
+    }
+
+    /// Sends the closing transaction of a channel that is ending; whoever calls holds `closing`.
+    async fn end(&self, cell: &Cell) -> Result<B256, Refusal> {
+        let (id, voucher) = cell.ending();
         let closed = self.0.escrow.close(id, voucher).await;
-        let synced = self.sync(cell).await;
+        let is_over = matches!(closed, Err(EscrowError::Reverted { .. }));
+        // Where nobody answers it may have been mined all the same, or still be.
+        let synced = self.sync_after(cell, is_over).await;
         let transaction = closed?;
         synced?;
         if let Some(voucher) = voucher {
             self.note_settlement(id, voucher.amount.0, transaction)
                 .await?;
         }
-        Ok(Some(transaction))
+        Ok(transaction)
+    }
+
+    /// Goes on with closings that came to no end: nobody answered, or the transaction was not mined in time.
+    pub async fn finish_closings(&self) {
+        let ending = self.all_cells().into_iter().filter(|cell| cell.is_ending());
+        let finished = ending.map(|cell| async move {
+            // Whoever asked for it may still wait.
+            let Ok(_one) = cell.closing.try_lock() else {
+                return;
+            };
+            let result = match self.sync(&cell).await {
+                Ok(()) if cell.is_ending() => self.end(&cell).await.map(drop),
+                synced => synced,
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, "a channel cannot be closed yet");
+            }
+        });
+        futures::future::join_all(finished).await;
     }
 
     /// Takes in what the ledger says about a channel now.
     pub(crate) async fn sync(&self, cell: &Cell) -> Result<(), Refusal> {
+        self.sync_after(cell, false).await
+    }
+
+    /// The same; `has_failed` says that a closing transaction did for good.
+    async fn sync_after(&self, cell: &Cell, has_failed: bool) -> Result<(), Refusal> {
         let id = cell.lock().channel.id;
         let found = self.0.escrow.channel(id).await?;
         let channel = {
             let mut state = cell.lock();
             let before = state.channel.settled;
-            state.channel.sync(found.as_ref());
+            match has_failed {
+                true => state.channel.resume(found.as_ref()),
+                false => state.channel.sync(found.as_ref()),
+            }
             if state.channel.settled > before {
                 let rest = state.channel.unsettled() > 0;
                 state.unsettled_since = rest.then(Instant::now);
@@ -367,16 +451,17 @@ impl Payee {
         self.0.settle.notified().await;
     }
 
-    /// Channels that the ledger has news of.
-    pub(crate) async fn news(&self) -> Result<Vec<B256>, Refusal> {
-        Ok(self.0.escrow.news().await?)
+    /// Channels that the ledger has news of, until [`Self::has_heard`]. What was told before is there also
+    /// where the ledger does not answer.
+    pub(crate) async fn news(&self) -> (BTreeSet<B256>, Result<(), Refusal>) {
+        let told = self.0.escrow.news().await;
+        let mut news = lock(&self.0.news);
+        let answered = told.map(|told| news.extend(told));
+        (news.clone(), answered.map_err(Refusal::from))
     }
 
-    pub(crate) fn closing(&self) -> Vec<B256> {
-        let cells = self.all_cells();
-        let states = cells.iter().map(|cell| cell.lock());
-        let closing = states.filter(|state| state.channel.status == Status::Closing);
-        closing.map(|state| state.channel.id).collect()
+    pub(crate) fn has_heard(&self, id: B256) {
+        lock(&self.0.news).remove(&id);
     }
 
     pub(crate) fn all_cells(&self) -> Vec<Arc<Cell>> {
@@ -414,12 +499,12 @@ impl Payee {
     fn refuse(&self, refusal: &Refusal, channel_id: Option<B256>) -> Refused {
         let known = channel_id.and_then(|id| self.known(id));
         // Only to who could sign for the channel, which is checked before any of these: with the highest
-        // voucher somebody else could spend what it pays for.
-        let is_signer = match refusal {
-            Refusal::Insufficient { .. } => true,
-            Refusal::Voucher(refusal) => *refusal != VoucherRefusal::Signer,
-            _ => false,
-        };
+        // voucher somebody else could spend what it pays for. Whoever has only a voucher that stands on the
+        // ledger gets neither.
+        let is_signer = matches!(
+            refusal,
+            Refusal::Insufficient { .. } | Refusal::Voucher(VoucherRefusal::AboveDeposit { .. })
+        );
         let channel = known
             .filter(|_| is_signer)
             .map(|cell| cell.lock().channel.state());
@@ -444,11 +529,12 @@ impl Payee {
     }
 
     fn cells(&self) -> MutexGuard<'_, HashMap<B256, Arc<Cell>>> {
-        self.0
-            .channels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.channels)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Purse {

@@ -44,7 +44,7 @@ use self::terms::{Market, Terms, TermsError};
 use self::worker::Worker;
 use crate::escrow::EscrowError;
 use crate::signature::Signer;
-use crate::wire::Payload;
+use crate::wire::{Close, Payload};
 
 pub use channel::{Channel, ChannelState};
 pub use ledger::PayerLedger;
@@ -255,20 +255,31 @@ impl Payer {
     }
 
     /// Ends a channel: the credential holds a voucher of exactly what is due, for the payee to settle and to
-    /// give the rest back. No request pays through the channel any more.
-    pub async fn close(&self, channel: B256, terms: &Terms) -> Result<Credential, PayError> {
+    /// give the rest back. No request pays through the channel any more. `request_hash` is of the request
+    /// that carries the credential.
+    pub async fn close(
+        &self,
+        channel: B256,
+        terms: &Terms,
+        request_hash: B256,
+    ) -> Result<Credential, PayError> {
         let inner = &self.inner;
         let due = inner.worker.call(move |books| books.close(channel)).await?;
-        let voucher = inner
-            .market
-            .domain
-            .sign_voucher(&inner.signer, channel, due);
-        Ok(Credential::new(
-            inner,
-            terms,
-            &Payload::Close(voucher),
-            None,
-        ))
+        let (domain, signer) = (&inner.market.domain, &inner.signer);
+        let challenge = &terms.challenge.id;
+        let nonce = pay::random()?;
+        let close = Close {
+            voucher: domain.sign_voucher(signer, channel, due),
+            request_auth: Some(domain.sign_request(
+                signer,
+                channel,
+                challenge,
+                request_hash,
+                nonce,
+            )),
+        };
+        let payload = Payload::Close(Box::new(close));
+        Ok(Credential::new(inner, terms, &payload, None))
     }
 
     /// All channels, closed ones included.

@@ -31,6 +31,11 @@ pub enum Refusal {
     /// The credential is bound to another request, or to none where it has to be, or was used before.
     #[error("the payment belongs to another request")]
     OtherRequest,
+    /// Anybody may have the voucher: it was settled.
+    #[error(
+        "this voucher was settled, so that everybody can read it on the ledger: sign a higher one"
+    )]
+    Public,
     /// A signature is no signature.
     #[error(transparent)]
     Signature(#[from] SignatureError),
@@ -64,7 +69,13 @@ pub enum Refusal {
     /// Answers run that the channel pays for.
     #[error("answers are running on this channel")]
     Running,
-    /// Too many payments of the channel in a second, or too many requests at once.
+    /// Nothing was delivered, so that closing is for who wants it.
+    #[error(
+        "nothing was bought through this channel, and its payer can close it itself: requestClose and withdraw \
+         on the ledger, `tenzro-cli channel close --force`"
+    )]
+    Unused,
+    /// Too many payments of the channel in a second, or too many requests, look-ups or deposits at once.
     #[error("too many payments or requests at once on this channel")]
     TooMany,
     /// The books cannot be written.
@@ -105,6 +116,11 @@ impl Refusal {
         }
     }
 
+    /// Whether the same may be taken later.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self.kind().0, 409 | 429 | 503)
+    }
+
     /// Seconds after which trying again may help.
     pub fn retry_after(&self) -> Option<u64> {
         match self.kind().0 {
@@ -121,7 +137,9 @@ impl Refusal {
             Self::Malformed(_) => (402, CORE, "malformed-credential", "Malformed Credential"),
             Self::Invalid(_) => (400, CORE, "malformed-credential", "Malformed Credential"),
             Self::Challenge => (402, SESSION, "challenge-not-found", "Challenge Not Found"),
-            Self::OtherRequest => (402, CORE, "verification-failed", "Verification Failed"),
+            Self::OtherRequest | Self::Public => {
+                (402, CORE, "verification-failed", "Verification Failed")
+            }
             Self::Signature(_) => (402, SESSION, "invalid-signature", "Invalid Signature"),
             Self::Voucher(V::Signer) => (402, SESSION, "signer-mismatch", "Signer Mismatch"),
             Self::Voucher(V::AboveDeposit { .. }) => (
@@ -130,9 +148,6 @@ impl Refusal {
                 "amount-exceeds-deposit",
                 "Amount Exceeds Deposit",
             ),
-            Self::Voucher(V::DeltaTooSmall { .. }) => {
-                (402, SESSION, "delta-too-small", "Delta Too Small")
-            }
             Self::Voucher(V::Closing | V::Final) => {
                 (410, SESSION, "channel-finalized", "Channel Finalized")
             }
@@ -150,8 +165,7 @@ impl Refusal {
             Self::Escrow(EscrowError::Reverted { .. }) => {
                 (409, SESSION, "transaction-reverted", "Transaction Reverted")
             }
-            Self::NotConfirmed => (409, NO_TYPE, "", "Conflict"),
-            Self::Running => (409, NO_TYPE, "", "Conflict"),
+            Self::NotConfirmed | Self::Running | Self::Unused => (409, NO_TYPE, "", "Conflict"),
             Self::TooMany | Self::Books(BooksError::Busy) => {
                 (429, NO_TYPE, "", "Too Many Requests")
             }

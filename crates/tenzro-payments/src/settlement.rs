@@ -5,15 +5,16 @@
 //! a request ended ───┘                          │
 //!                                               ▼
 //!                   due? ─▶ one batch ─▶ receipt ─▶ books
+//!          closing under way? ─▶ its receipt, or again
 //! ```
 //!
 //! It runs whether or not anybody is served, and begins with what an earlier process left behind.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alloy::primitives::B256;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::channel::Status;
 use crate::escrow::Settled;
@@ -29,7 +30,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// When to settle. Source: design, payments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// Wei delivered and not settled.
+    /// Wei delivered and not settled; that much is settled also where no voucher is earned in full.
     pub amount: u128,
     /// Time since the first of it was delivered.
     pub age: Duration,
@@ -48,7 +49,7 @@ impl Policy {
     /// Whether so much that waits so long is to be settled now. A payer that leaves is settled at once.
     pub fn is_due(&self, unsettled: u128, age: Duration, status: Status) -> bool {
         match status {
-            Status::Final => false,
+            Status::Final | Status::Ending => false,
             Status::Closing => true,
             Status::Open => unsettled > 0 && (unsettled >= self.amount || age >= self.age),
         }
@@ -86,29 +87,43 @@ impl Payee {
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "settling failed; it is tried again"),
             }
+            self.finish_closings().await;
         }
     }
 
-    /// Settles all that is earned, for a server that stops.
+    /// Settles all that is earned in full, for a server that stops.
     pub async fn settle_all(&self) -> Result<Round, Refusal> {
         let everything = Policy {
-            amount: 0,
+            amount: u128::MAX,
             age: Duration::ZERO,
         };
         self.settle_due(&everything).await
     }
 
-    /// Takes in what the ledger says about channels since the last time, and about those that are being closed:
-    /// a closing that failed here, too, ends with the ledger's word.
+    /// Takes in what the ledger says about channels since the last time. What cannot be taken in now is kept
+    /// for the next time; the error is the first one.
     pub async fn take_news(&self) -> Result<(), Refusal> {
-        for id in self.closing().into_iter().chain(self.news().await?) {
-            match self.cell(id).await {
-                Ok(cell) => self.sync(&cell).await?,
-                // Closed, or another server's.
-                Err(error) => tracing::debug!(%id, %error, "news of a channel"),
+        let (news, mut result) = self.news().await;
+        if result.is_err() {
+            return result;
+        }
+        for id in news {
+            match self.hear(id).await {
+                Ok(()) => self.has_heard(id),
+                Err(error) if error.may_pass() => result = result.and(Err(error)),
+                Err(error) => {
+                    // Closed, or another server's.
+                    tracing::debug!(%id, %error, "news of a channel");
+                    self.has_heard(id);
+                }
             }
         }
-        Ok(())
+        result
+    }
+
+    async fn hear(&self, id: B256) -> Result<(), Refusal> {
+        let cell = self.cell(id).await?;
+        self.sync(&cell).await
     }
 
     /// Settles what is due.
@@ -175,6 +190,7 @@ mod tests {
             (99, minute / 2, Status::Open, false),
             (100, Duration::ZERO, Status::Open, true),
             (0, Duration::ZERO, Status::Closing, true),
+            (500, minute, Status::Ending, false),
             (500, minute, Status::Final, false),
         ];
         for (unsettled, age, status, expected) in cases {

@@ -102,7 +102,7 @@ pub enum Payload {
     /// A higher voucher, or the one that is known already.
     Voucher(Box<VoucherUpdate>),
     /// The last voucher: settle it and give the rest back.
-    Close(Voucher),
+    Close(Box<Close>),
 }
 
 /// `action: "open"`.
@@ -216,6 +216,18 @@ pub struct VoucherUpdate {
     /// Money that is put in before the voucher is looked at.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deposit: Option<MergedDeposit>,
+    /// See [`RequestAuth`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub request_auth: Option<RequestAuth>,
+}
+
+/// `action: "close"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Close {
+    /// The last voucher.
+    #[serde(flatten)]
+    pub voucher: Voucher,
     /// See [`RequestAuth`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub request_auth: Option<RequestAuth>,

@@ -90,33 +90,42 @@ def test_a_channel_that_nobody_opened(used):
     assert (status, kind, body["channelId"]) == (410, "session/channel-not-found", unknown.id)
 
 
+def another(used):
+    """A channel of a new payer's: what is left in it is nobody's business here."""
+    return Channel(new_wallet(), used.request)
+
+
 def test_a_channel_that_is_closed(used):
-    closed = Channel(used.payer, used.request)
-    receipt(pay(closed.open(DEPOSIT, 0)))
-    receipt(pay(closed.update(0, "close")))
-    assert channel(closed.id) == (DEPOSIT, 0, True)
-    for payload in (closed.update(1), closed.update(0, "close"), closed.open(DEPOSIT, 0)):
+    closed = another(used)
+    receipt(pay(closed.open(DEPOSIT, HALF)))
+    spent = int(receipt(pay(closed.update(HALF), body=ask(max_tokens=1)))[1]["spent"])
+    receipt(pay(closed.update(spent, "close")))
+    assert channel(closed.id) == (DEPOSIT, spent, True)
+    for payload in (closed.update(HALF + 1), closed.update(spent, "close"), closed.open(DEPOSIT, 0)):
         assert refused(payload)[:2] == (410, "session/channel-finalized")
 
 
+def test_closing_what_bought_nothing(used):
+    status, kind, body = refused(used.update(HALF, "close"))
+    assert (status, kind) == (409, "about:blank") and "requestClose" in body["detail"]
+
+
 def test_an_opening_that_comes_twice_opens_once(used):
-    before = balance(used.payer.address)
-    twice = Channel(used.payer, used.request)
+    twice = another(used)
+    before = balance(twice.payer.address)
     payload = twice.open(DEPOSIT, 0)
     receipt(pay(payload))
     receipt(pay(payload))
-    assert before - balance(used.payer.address) == DEPOSIT
-    receipt(pay(twice.update(0, "close")))
+    assert before - balance(twice.payer.address) == DEPOSIT
 
 
 def test_a_top_up_that_comes_twice_adds_once(used):
-    topped = Channel(used.payer, used.request)
+    topped = another(used)
     receipt(pay(topped.open(DEPOSIT, 0)))
     payload = topped.top_up(DEPOSIT)
     receipt(pay(payload))
     assert refused(payload)[0] in (402, 409)
     assert channel(topped.id) == (2 * DEPOSIT, 0, False)
-    receipt(pay(topped.update(0, "close")))
 
 
 def test_a_voucher_that_comes_again_is_no_new_money(used):
@@ -181,7 +190,10 @@ def test_a_credential_that_is_bound_to_its_request_serves_nobody_else(used):
     # Copied, moved to another request, and without what binds it.
     for payload, body in ((payload, body), (payload, other), (bound.update(DEPOSIT), body)):
         assert problem(post(payload, body))[:2] == (402, "verification-failed")
-    receipt(pay(bound.update(spent, "close")))
+    last = bound.update(spent, "close")
+    assert refused(last)[:2] == (402, "verification-failed")
+    last |= {"requestAuth": request_auth(bound, found, b"", os.urandom(32))}
+    receipt(pay(last, found, verb="POST"))
     assert channel(bound.id) == (DEPOSIT, spent, True)
     give_back(used.payer.address, spent)
 

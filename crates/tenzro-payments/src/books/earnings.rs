@@ -31,7 +31,7 @@ pub struct DayEarnings {
 pub struct Earnings {
     /// Newest day first.
     pub days: Vec<DayEarnings>,
-    /// Wei that were delivered and are not settled, over all open channels.
+    /// Wei that were delivered and are not settled, over all channels that are not closed.
     pub unsettled: u128,
     /// Wei that were settled, over all channels.
     pub settled: u128,
@@ -39,7 +39,7 @@ pub struct Earnings {
     pub requests: u64,
     /// Milliseconds to the first token, over all requests; `None` before the first one.
     pub ttft_ms_mean: Option<f64>,
-    /// Open channels.
+    /// Channels that are not closed.
     pub channels: u64,
 }
 

@@ -80,9 +80,9 @@ async fn m12_what_was_written_is_there_again_and_counters_only_grow() {
     let kept = again.pop().expect("a channel");
     assert_eq!((kept.spent, kept.accepted(), kept.held()), (60, 90, 0));
     assert!(kept.binds_requests);
-    let highest = kept.highest().expect("a voucher");
+    let highest = kept.state().voucher.expect("a voucher");
     assert_eq!((highest.amount.0, highest.signature), (90, signature(90)));
-    let earned = kept.settleable().expect("earned");
+    let earned = kept.settleable(u128::MAX).expect("earned");
     assert_eq!((earned.amount.0, earned.signature), (40, signature(40)));
     let found = earnings(&path).expect("readable");
     assert_eq!(
@@ -148,8 +148,19 @@ async fn a_channel_belongs_to_one_server_until_that_one_is_gone() {
     let new = second.claim(channel(2, 10)).await.expect("a new one");
     assert_eq!(new, channel(2, 10));
     drop((first, second));
-    let (_third, adopted) = Books::open(&path, "c", nobody).expect("after it");
-    assert_eq!(adopted.len(), 2);
+    // Another one that starts first leaves them alone, and has what its payers turn to it with.
+    let (third, adopted) = Books::open(&path, "c", nobody).expect("after it");
+    assert_eq!(adopted, []);
+    let taken = third
+        .claim(channel(2, 10))
+        .await
+        .expect("its owner is gone");
+    assert_eq!(taken, channel(2, 10));
+    let left = third.inherit(channel(1, 600)).await;
+    assert_eq!(left.expect("its owner is gone").accepted(), 70);
+    drop(third);
+    let (_, again) = Books::open(&path, "c", nobody).expect("again");
+    assert_eq!(again.len(), 2);
 }
 
 #[tokio::test]

@@ -35,7 +35,8 @@ enum Step {
     Spend(u128),
     Release(u128),
     TopUp(u128),
-    Settle,
+    /// With so much at most that waits to be earned in full.
+    Settle(u128),
     RequestClose,
     CancelClose,
     Crash,
@@ -48,7 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u128..200).prop_map(Step::Spend),
         2 => (0u128..200).prop_map(Step::Release),
         1 => (1u128..300).prop_map(Step::TopUp),
-        2 => Just(Step::Settle),
+        2 => (0u128..300).prop_map(Step::Settle),
         1 => Just(Step::RequestClose),
         1 => Just(Step::CancelClose),
         1 => Just(Step::Crash),
@@ -69,7 +70,7 @@ proptest! {
             let before = channel.clone();
             match step {
                 Step::Voucher(amount) => {
-                    let checked = channel.check(amount, SIGNER, 1);
+                    let checked = channel.check(amount, SIGNER);
                     let highest = taken.iter().copied().max().unwrap_or(0).max(ledger.settled);
                     prop_assert_eq!(
                         checked == Ok(true),
@@ -98,12 +99,19 @@ proptest! {
                     held -= amount.min(held);
                 }
                 Step::TopUp(amount) => ledger.deposit += amount,
-                Step::Settle => {
-                    if let Some(due) = channel.settleable() {
-                        prop_assert!(taken.contains(&due.amount.0), "made up");
-                        prop_assert!(due.amount.0 > ledger.settled);
-                        prop_assert!(due.amount.0 <= ledger.deposit);
-                        prop_assert!(ledger.is_closing || due.amount.0 <= spent, "only what is earned");
+                Step::Settle(unearned_max) => {
+                    let lowest = |owed: u128| taken.iter().copied().filter(|one| *one >= owed).min();
+                    let earned = taken.iter().copied().filter(|one| *one <= spent).max();
+                    let earned = earned.unwrap_or(0).max(ledger.settled);
+                    let expected = match ledger.is_closing {
+                        true => lowest(spent + held).filter(|_| spent + held > ledger.settled),
+                        false if spent - earned.min(spent) >= unearned_max => lowest(spent),
+                        false => Some(earned),
+                    };
+                    let expected = expected.filter(|amount| *amount > ledger.settled);
+                    let due = channel.settleable(unearned_max);
+                    prop_assert_eq!(due.map(|due| due.amount.0), expected);
+                    if let Some(due) = due {
                         prop_assert_eq!(due.signature, voucher(due.amount.0).signature);
                         ledger.settled = due.amount.0;
                     }
@@ -135,19 +143,13 @@ fn m05_the_signature_comes_before_everything_else() {
     channel.accept(&voucher(100));
     let stranger = Address::repeat_byte(9);
     for amount in [0, 100, 101, 1_000] {
-        assert_eq!(
-            channel.check(amount, stranger, 1),
-            Err(VoucherRefusal::Signer)
-        );
+        assert_eq!(channel.check(amount, stranger), Err(VoucherRefusal::Signer));
     }
-    assert_eq!(channel.check(100, SIGNER, 1), Ok(false));
-    assert_eq!(channel.check(99, SIGNER, 1), Ok(false));
+    assert_eq!(channel.check(100, SIGNER), Ok(false));
+    assert_eq!(channel.check(99, SIGNER), Ok(false));
+    assert_eq!(channel.check(101, SIGNER), Ok(true));
     assert_eq!(
-        channel.check(104, SIGNER, 5),
-        Err(VoucherRefusal::DeltaTooSmall { minimum: 5 })
-    );
-    assert_eq!(
-        channel.check(501, SIGNER, 1),
+        channel.check(501, SIGNER),
         Err(VoucherRefusal::AboveDeposit { deposit: 500 })
     );
 }
@@ -157,10 +159,7 @@ fn m06_nobody_signs_as_nobody() {
     let mut nobody = found(500, 0);
     nobody.signer = Address::ZERO;
     let channel = Channel::new(B256::ZERO, &nobody);
-    assert_eq!(
-        channel.check(1, Address::ZERO, 1),
-        Err(VoucherRefusal::Signer)
-    );
+    assert_eq!(channel.check(1, Address::ZERO), Err(VoucherRefusal::Signer));
 }
 
 #[test]
@@ -171,7 +170,7 @@ fn m11_a_deposit_that_a_reorganisation_took_back_pays_for_nothing_more() {
     channel.spend(60);
     channel.sync(None);
     assert_eq!((channel.available(), channel.status), (0, Status::Final));
-    assert_eq!(channel.settleable(), None);
+    assert_eq!(channel.settleable(0), None);
     // It comes back with the next block.
     channel.sync(Some(&found(500, 0)));
     assert_eq!(channel.available(), 300 - 100);
@@ -182,4 +181,68 @@ fn m12_a_payee_without_books_neither_owes_nor_is_owed() {
     let channel = Channel::new(B256::ZERO, &found(500, 200));
     assert_eq!((channel.spent, channel.accepted()), (200, 200));
     assert_eq!((channel.available(), channel.unsettled()), (0, 0));
+}
+
+#[test]
+fn m34_only_the_ledger_or_a_failure_ends_a_closing() {
+    let mut channel = Channel::new(B256::ZERO, &found(500, 0));
+    channel.accept(&voucher(300));
+    assert!(channel.hold(100));
+    channel.spend(100);
+    channel.status = Status::Ending;
+    let mut leaving = found(500, 0);
+    leaving.is_closing = true;
+    for now in [found(500, 0), leaving, found(900, 0)] {
+        channel.sync(Some(&now));
+        assert_eq!((channel.status, channel.available()), (Status::Ending, 0));
+        assert_eq!(channel.settleable(0), None);
+        assert_eq!(channel.check(400, SIGNER), Err(VoucherRefusal::Closing));
+    }
+    let mut failed = channel.clone();
+    failed.resume(Some(&leaving));
+    assert_eq!(failed.status, Status::Closing);
+    failed.resume(Some(&found(500, 0)));
+    assert_eq!((failed.status, failed.available()), (Status::Open, 200));
+    let mut closed = found(500, 100);
+    closed.is_final = true;
+    channel.resume(Some(&closed));
+    assert_eq!(channel.status, Status::Final);
+}
+
+#[test]
+fn m05_the_payee_takes_no_more_than_it_has_to_when_a_payer_leaves() {
+    let mut channel = Channel::new(B256::ZERO, &found(500, 0));
+    for amount in [100, 200, 300, 400] {
+        channel.accept(&voucher(amount));
+    }
+    assert_eq!(channel.last(), None, "nothing is owed");
+    assert!(channel.hold(150));
+    channel.spend(50);
+    let amount = |last: Option<Voucher>| last.map(|last| last.amount.0);
+    assert_eq!(amount(channel.last()), Some(200), "with what is held");
+    channel.release(100);
+    assert_eq!(amount(channel.last()), Some(100));
+    assert_eq!(amount(channel.settleable(51)), None, "not earned in full");
+    assert_eq!(amount(channel.settleable(50)), Some(100), "too much waits");
+}
+
+#[test]
+fn m17_of_too_many_vouchers_those_that_are_needed_last_are_forgotten() {
+    let mut channel = Channel::new(B256::ZERO, &found(1_000, 0));
+    for amount in 1..=600 {
+        channel.accept(&voucher(amount));
+    }
+    assert_eq!((channel.vouchers.len(), channel.accepted()), (256, 600));
+    for spent in 1..=255 {
+        assert!(channel.hold(1));
+        channel.spend(1);
+        let last = channel.last().expect("owed");
+        assert_eq!(last.amount.0, spent, "exactly what was delivered");
+    }
+    assert!(channel.hold(1));
+    channel.spend(1);
+    assert_eq!(channel.last().expect("owed").amount.0, 600);
+    let all = (1..=600).map(|amount| (amount, voucher(amount).signature));
+    let restored = Channel::new(B256::ZERO, &found(1_000, 0)).restore(all);
+    assert_eq!((restored.vouchers.len(), restored.accepted()), (256, 600));
 }

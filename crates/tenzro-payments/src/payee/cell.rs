@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use alloy::primitives::B256;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::challenge::LIFETIME;
-use crate::channel::Channel;
+use crate::channel::{Channel, Status};
 use crate::settlement::Policy;
 use crate::voucher::Voucher;
 
@@ -27,12 +27,16 @@ pub(crate) struct Cell {
     state: Mutex<State>,
     /// Bumped whenever there may be more money.
     pub(super) changed: watch::Sender<u64>,
+    /// Held by whoever closes the channel.
+    pub(super) closing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) channel: Channel,
     pub(super) running: u32,
+    /// What an ending channel is closed with.
+    last: Option<Voucher>,
     /// Vouchers that may come now, and since when.
     allowance: (f64, Instant),
     /// Prompts that may be counted now, and since when.
@@ -52,12 +56,14 @@ impl Cell {
                 unsettled_since: (channel.unsettled() > 0).then_some(now),
                 channel,
                 running: 0,
+                last: None,
                 allowance: (f64::from(VOUCHERS_PER_SECOND), now),
                 counts: (COUNTS.0, now),
                 nonces: Default::default(),
                 nonces_since: now,
             }),
             changed: watch::Sender::new(0),
+            closing: tokio::sync::Mutex::default(),
         })
     }
 
@@ -75,7 +81,20 @@ impl Cell {
         let channel = &state.channel;
         let age = state.unsettled_since.map(|since| now.duration_since(since));
         let is_due = policy.is_due(channel.unsettled(), age.unwrap_or_default(), channel.status);
-        is_due.then(|| channel.settleable()).flatten()
+        is_due.then(|| channel.settleable(policy.amount)).flatten()
+    }
+
+    /// Whether the closing transaction is under way.
+    pub(super) fn is_ending(&self) -> bool {
+        self.lock().channel.status == Status::Ending
+    }
+
+    /// Which channel to close, and with what; none where nothing is owed.
+    pub(super) fn ending(&self) -> (B256, Option<Voucher>) {
+        let state = self.lock();
+        let settled = state.channel.settled;
+        let last = state.last.filter(|last| last.amount.0 > settled);
+        (state.channel.id, last)
     }
 
     /// Wei that the ledger says were settled.
@@ -85,6 +104,21 @@ impl Cell {
 }
 
 impl State {
+    /// Nothing begins any more; no answer may be running. The payer's last voucher counts where it covers what
+    /// was delivered.
+    pub(super) fn end_with(&mut self, last: &Voucher) {
+        let channel = &mut self.channel;
+        let pays = |amount: u128| (channel.spent..=channel.deposit).contains(&amount);
+        let given = Some(*last).filter(|last| channel.unsettled() > 0 && pays(last.amount.0));
+        let held = channel.last();
+        let lower = held.filter(|held| {
+            let is_lower = given.is_none_or(|given| held.amount.0 < given.amount.0);
+            is_lower && pays(held.amount.0)
+        });
+        self.last = lower.or(given).or(held);
+        channel.status = Status::Ending;
+    }
+
     /// Whether one more voucher may come now.
     pub(super) fn allows_voucher(&mut self, now: Instant) -> bool {
         let rate = f64::from(VOUCHERS_PER_SECOND);
@@ -121,8 +155,9 @@ impl State {
 /// Takes one of what is left, which grows by `rate` in a second up to `most`; false where there is none.
 fn take((left, since): &mut (f64, Instant), most: f64, rate: f64, now: Instant) -> bool {
     let grown = (*left + now.duration_since(*since).as_secs_f64() * rate).min(most);
-    (*left, *since) = ((grown - 1.0).max(0.0), now);
-    grown >= 1.0
+    let is_allowed = grown >= 1.0;
+    (*left, *since) = (if is_allowed { grown - 1.0 } else { grown }, now);
+    is_allowed
 }
 
 #[cfg(test)]
@@ -134,8 +169,7 @@ mod tests {
     use super::*;
     use crate::escrow::EscrowChannel;
 
-    #[test]
-    fn m24_a_nonce_is_remembered_while_its_challenge_can_be_answered() {
+    fn cell() -> Arc<Cell> {
         let found = EscrowChannel {
             payer: Address::ZERO,
             payee: Address::ZERO,
@@ -145,7 +179,27 @@ mod tests {
             is_closing: false,
             is_final: false,
         };
-        let cell = Cell::new(Channel::new(B256::ZERO, &found));
+        Cell::new(Channel::new(B256::ZERO, &found))
+    }
+
+    #[test]
+    fn m17_vouchers_come_at_a_limited_rate() {
+        let cell = cell();
+        let mut state = cell.lock();
+        let began = Instant::now();
+        let mut taken = |after: u64, tries: u32| {
+            let now = began + Duration::from_millis(after);
+            (0..tries).filter(|_| state.allows_voucher(now)).count()
+        };
+        assert_eq!(taken(0, 200), 50, "at once");
+        assert_eq!(taken(10, 200), 0);
+        assert_eq!(taken(110, 200), 5, "also for who does not stop asking");
+        assert_eq!(taken(60_000, 200), 50, "and no more later");
+    }
+
+    #[test]
+    fn m24_a_nonce_is_remembered_while_its_challenge_can_be_answered() {
+        let cell = cell();
         let mut state = cell.lock();
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);

@@ -164,7 +164,7 @@ impl Purse {
     /// To be asked before each prompt is counted: those that are not paid for are limited.
     pub fn allows_count(&self) -> Result<(), Box<super::Refused>> {
         let mut state = self.cell.lock();
-        if state.allows_count(std::time::Instant::now()) {
+        if state.allows_count(Instant::now()) {
             return Ok(());
         }
         let id = state.channel.id;
@@ -206,9 +206,7 @@ impl Meter {
         {
             let mut state = self.purse.cell.lock();
             state.channel.spend(due);
-            state
-                .unsettled_since
-                .get_or_insert_with(std::time::Instant::now);
+            state.unsettled_since.get_or_insert_with(Instant::now);
         }
         (self.charged, self.cost) = (next, cost);
         self.first_token.get_or_insert_with(Instant::now);

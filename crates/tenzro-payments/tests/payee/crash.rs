@@ -4,7 +4,7 @@ use tenzro_payments::payee::{Accepted, Charge, Outcome, Refused};
 use tenzro_payments::price::Tokens;
 use tenzro_payments::settlement::Policy;
 
-use crate::scene::{INPUT, OUTPUT, Scene, WEALTH, WINDOW, order, payee_address, purse};
+use crate::scene::{INPUT, OUTPUT, Scene, WEALTH, WINDOW, open_payee, order, payee_address, purse};
 
 const DEPOSIT: u128 = 100_000;
 
@@ -139,4 +139,101 @@ async fn m12_a_payee_that_lost_its_books_goes_on_from_what_was_settled() {
     assert_eq!(purse.receipt().spent.0, 1_030);
     let refused = purse.begin(order(10, 1)).map(drop);
     refused.expect("970 wei are left");
+}
+
+/// What was answered before a crash holds on a copy of the disk and the ledger of that moment, and both get
+/// what is theirs.
+async fn assert_survives(scene: &Scene, spent: u128, signed: u128) {
+    let copy = scene.copy();
+    let purse = purse(copy.pay_for(&copy.payer.voucher(0), b"").await);
+    let receipt = purse.receipt();
+    let known = (receipt.spent.0, receipt.accepted_cumulative.0);
+    assert_eq!(known, (spent, signed));
+    copy.chain.request_close(copy.payer.channel());
+    copy.payee.take_news().await.expect("read");
+    let settled = copy.payee.settle_due(&Policy::default()).await;
+    settled.expect("settled");
+    copy.chain.withdraw(copy.payer.channel());
+    let earned = copy.chain.balance(payee_address());
+    assert!((spent..=signed).contains(&earned), "{earned} of {spent}");
+    assert_eq!(copy.chain.total(), WEALTH);
+}
+
+#[tokio::test]
+async fn m12_a_crash_after_any_write_loses_nothing_that_was_answered() {
+    let scene = Scene::new();
+    let (mut spent, mut signed) = (0, 0);
+    let opened = scene.open(DEPOSIT, 0).await;
+    assert_survives(&scene, spent, signed).await;
+    for round in 0..3u128 {
+        signed = spent + 20 * INPUT + u128::from(WINDOW) * OUTPUT;
+        drop(crate::scene::purse(scene.voucher(signed).await));
+        assert_survives(&scene, spent, signed).await;
+        let mut meter = opened.start(order(20, 40)).expect("paid for");
+        for token in 0..40 {
+            let input = if token == 0 { 20 } else { 0 };
+            let charge = meter.charge(Tokens { input, output: 1 }).await;
+            assert_eq!(charge, Ok(Charge::Paid));
+            spent += u128::from(input) * INPUT + OUTPUT;
+            assert_survives(&scene, spent, signed).await;
+            if let Some(need) = meter.ask() {
+                signed = need.required_cumulative.0;
+                drop(crate::scene::purse(scene.voucher(signed).await));
+                assert_survives(&scene, spent, signed).await;
+            }
+        }
+        let finish = "length".to_owned();
+        meter
+            .finish(Outcome {
+                cached_tokens: 0,
+                finish,
+            })
+            .await;
+        assert_survives(&scene, spent, signed).await;
+        scene.payee.settle_all().await.expect("settled");
+        assert_survives(&scene, spent, signed).await;
+        let nonce = u64::try_from(round).expect("small") + 1;
+        let topped = scene.pay(&scene.payer.top_up(DEPOSIT, nonce)).await;
+        topped.expect("topped up");
+        assert_survives(&scene, spent, signed).await;
+    }
+    scene.pay(&scene.payer.close(spent)).await.expect("closed");
+    let copy = scene.copy();
+    let refused = copy.voucher(signed + 1).await.expect_err("closed");
+    assert_eq!(refused.problem.status, 410);
+    assert_eq!(copy.chain.balance(payee_address()), spent);
+}
+
+#[tokio::test]
+async fn m12_model_servers_that_start_in_another_order_find_their_own_channels() {
+    let scene = Scene::new();
+    let opened = scene.open(DEPOSIT, 3_000).await;
+    let spent = scene.deliver(&opened, 30).await;
+    drop(opened);
+    let Scene {
+        chain,
+        books,
+        pricing,
+        payee,
+        payer,
+        ..
+    } = &scene;
+    let _keeps_the_file = payee;
+    // The first one again is another model's. It is told of all channels that there are.
+    let other = open_payee(chain, books, pricing, ("other", &[]));
+    chain.state().news.push(payer.channel());
+    other.take_news().await.expect("read");
+    assert_eq!(other.settle_all().await.expect("none").channels, 0);
+    let own = open_payee(chain, books, pricing, ("server", &["other"]));
+    assert_eq!(
+        own.settle_all().await.expect("none").channels,
+        0,
+        "paid ahead"
+    );
+    // A payer that leaves is settled, whoever runs.
+    chain.request_close(payer.channel());
+    other.take_news().await.expect("read");
+    let settled = other.settle_due(&Policy::default()).await;
+    let settled = settled.expect("settled").amount;
+    assert!((spent..=3_000).contains(&settled));
 }

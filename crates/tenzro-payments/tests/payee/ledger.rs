@@ -1,7 +1,7 @@
 //! An escrow in memory with the contract's rules, for tests that need it to fail on demand. The contract itself is
 //! used in tenzro-ledger's and tenzro-node's tests.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use alloy::primitives::{Address, B256, keccak256};
@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use tenzro_payments::escrow::{Escrow, EscrowChannel, EscrowError, Settled, SignedDeposit};
 use tenzro_payments::voucher::{Domain, Voucher};
 use tenzro_payments::wire::Authorization;
+use tokio::sync::Notify;
 
 pub(crate) const CHAIN_ID: u64 = 1337;
 pub(crate) const ESCROW: Address = Address::repeat_byte(0xee);
@@ -20,18 +21,22 @@ pub(crate) const TOKEN: Address = Address::repeat_byte(0x70);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Chain(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct State {
     pub(crate) balances: HashMap<Address, u128>,
     pub(crate) channels: HashMap<B256, EscrowChannel>,
     /// Channels about which there is news.
-    news: Vec<B256>,
+    pub(crate) news: Vec<B256>,
     /// Transactions that were sent.
     pub(crate) sent: usize,
     /// What the next transactions come to.
     pub(crate) fail: Option<EscrowError>,
     /// Nothing can be read.
     pub(crate) is_unreadable: bool,
+    /// Channels that are asked for without an answer.
+    pub(crate) unanswered: HashSet<B256>,
+    /// Transactions wait for this before they are mined.
+    pub(crate) miner: Option<Arc<Notify>>,
 }
 
 /// The chain with the payee's wallet.
@@ -44,6 +49,18 @@ pub(crate) struct PayeeWallet {
 impl Chain {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no test panics with it")
+    }
+
+    /// The same again, for another future.
+    pub(crate) fn fork(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.state().clone())))
+    }
+
+    async fn mined(&self) {
+        let miner = self.state().miner.clone();
+        if let Some(miner) = miner {
+            miner.notified().await;
+        }
     }
 
     pub(crate) fn total(&self) -> u128 {
@@ -162,6 +179,9 @@ impl Escrow for PayeeWallet {
 
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
         async move {
+            if self.chain.state().unanswered.contains(&id) {
+                return futures::future::pending().await;
+            }
             let state = self.chain.state();
             match state.is_unreadable {
                 true => Err(EscrowError::Unavailable("down".to_owned())),
@@ -173,6 +193,7 @@ impl Escrow for PayeeWallet {
 
     fn submit(&self, deposit: SignedDeposit) -> BoxFuture<'_, Result<B256, EscrowError>> {
         async move {
+            self.chain.mined().await;
             let mut state = self.chain.state();
             let transaction = state.transact()?;
             match deposit {
@@ -254,12 +275,16 @@ impl Escrow for PayeeWallet {
         last: Option<Voucher>,
     ) -> BoxFuture<'_, Result<B256, EscrowError>> {
         async move {
+            self.chain.mined().await;
             let mut state = self.chain.state();
             let transaction = state.transact()?;
             if let Some(voucher) = last {
                 state.pay(&voucher, self.payee)?;
             }
             let channel = state.channels.get_mut(&channel_id).expect("a channel");
+            if channel.is_final {
+                return Err(reverted("finalized", false));
+            }
             channel.is_final = true;
             let (payer, rest) = (channel.payer, channel.deposit - channel.settled);
             *state.balances.entry(payer).or_default() += rest;

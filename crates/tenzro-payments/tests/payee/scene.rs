@@ -8,12 +8,13 @@ use alloy::primitives::{Address, B256, U256, keccak256};
 use mpp::protocol::core::{PaymentCredential, format_authorization, parse_www_authenticate};
 use tenzro_payments::books::Books;
 use tenzro_payments::escrow::Escrow;
-use tenzro_payments::payee::{Accepted, Order, Paid, Payee, Purse, Refused, Sale};
-use tenzro_payments::price::Pricing;
+use tenzro_payments::payee::{Accepted, Charge, Order, Outcome, Paid, Payee, Purse, Refused, Sale};
+use tenzro_payments::price::{Pricing, Tokens};
 use tenzro_payments::signature::Signer;
 use tenzro_payments::voucher::{Domain, RequestAuth, Voucher, request_hash};
 use tenzro_payments::wire::{
-    Authorization, ModelTerms, Open, OpenDeposit, Payload, TopUp, TopUpDeposit, VoucherUpdate,
+    Authorization, Close, ModelTerms, Open, OpenDeposit, Payload, TopUp, TopUpDeposit,
+    VoucherUpdate,
 };
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::TokenBudget;
@@ -32,12 +33,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
 /// What the payer begins with.
 pub(crate) const WEALTH: u128 = 1_000_000;
 
+/// The only model server of most tests.
+const SERVER: (&str, &[&str]) = ("server", &[]);
+
 pub(crate) struct Scene {
     pub(crate) chain: Chain,
     pub(crate) payee: Payee,
     pub(crate) payer: Payer,
     _directory: tempfile::TempDir,
-    books: std::path::PathBuf,
+    pub(crate) books: std::path::PathBuf,
     pub(crate) pricing: watch::Sender<Option<Pricing>>,
 }
 
@@ -58,10 +62,12 @@ fn pricing() -> Pricing {
     }
 }
 
-fn open_payee(
+/// A model server of the payee's wallet; of all others `alive` run.
+pub(crate) fn open_payee(
     chain: &Chain,
     books: &std::path::Path,
     pricing: &watch::Sender<Option<Pricing>>,
+    (owner, alive): (&str, &'static [&'static str]),
 ) -> Payee {
     let sale = Sale {
         domain: Domain::new(CHAIN_ID, ESCROW),
@@ -77,7 +83,7 @@ fn open_payee(
         chain: chain.clone(),
         payee: payee_address(),
     });
-    let books = Books::open(books, "server", |_| false).expect("books");
+    let books = Books::open(books, owner, |other| alive.contains(&other)).expect("books");
     Payee::new(sale, signer(0x22), pricing.subscribe(), escrow, books)
 }
 
@@ -90,9 +96,34 @@ impl Scene {
         chain.state().balances.insert(payer.address(), WEALTH);
         let pricing = watch::Sender::new(Some(pricing()));
         Self {
-            payee: open_payee(&chain, &books, &pricing),
+            payee: open_payee(&chain, &books, &pricing, SERVER),
             chain,
             payer,
+            _directory: directory,
+            books,
+            pricing,
+        }
+    }
+
+    /// What the payee's machine has on its disk at this moment, and the ledger: a crash now goes on there.
+    pub(crate) fn copy(&self) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let books = directory.path().join("payee.sqlite");
+        for end in ["", "-wal"] {
+            let name = |path: &std::path::Path| format!("{}{end}", path.display());
+            if std::path::Path::new(&name(&self.books)).exists() {
+                std::fs::copy(name(&self.books), name(&books)).expect("copied");
+            }
+        }
+        let chain = self.chain.fork();
+        let pricing = watch::Sender::new(*self.pricing.borrow());
+        Self {
+            payee: open_payee(&chain, &books, &pricing, SERVER),
+            chain,
+            payer: Payer {
+                signer: signer(0x11),
+                salt: self.payer.salt,
+            },
             _directory: directory,
             books,
             pricing,
@@ -103,7 +134,7 @@ impl Scene {
     pub(crate) fn restart(&mut self) {
         let placeholder = Scene::new();
         drop(std::mem::replace(&mut self.payee, placeholder.payee));
-        self.payee = open_payee(&self.chain, &self.books, &self.pricing);
+        self.payee = open_payee(&self.chain, &self.books, &self.pricing, SERVER);
     }
 
     pub(crate) async fn pay(&self, payload: &Payload) -> Result<Accepted, Refused> {
@@ -132,8 +163,30 @@ impl Scene {
     pub(crate) fn header(&self, payload: &Payload) -> String {
         let challenge = self.payee.challenge().challenge.expect("a challenge");
         let challenge = parse_www_authenticate(&challenge).expect("read by mpp");
-        let credential = PaymentCredential::new(challenge.to_echo(), payload);
+        let mut credential = PaymentCredential::new(challenge.to_echo(), payload);
+        credential.source = Some(format!(
+            "did:pkh:eip155:{CHAIN_ID}:{}",
+            self.payer.address()
+        ));
         format_authorization(&credential).expect("a header")
+    }
+
+    /// The id of the challenge that [`Self::pay`] answers.
+    pub(crate) fn challenge_id(&self) -> String {
+        let challenge = self.payee.challenge().challenge.expect("a challenge");
+        parse_www_authenticate(&challenge).expect("read by mpp").id
+    }
+
+    /// Delivers so many tokens for a prompt of ten, as one request.
+    pub(crate) async fn deliver(&self, purse: &Purse, output: u32) -> u128 {
+        let mut meter = purse.start(order(10, output)).expect("paid for");
+        let tokens = Tokens { input: 10, output };
+        assert_eq!(meter.charge(tokens).await, Ok(Charge::Paid));
+        let outcome = Outcome {
+            cached_tokens: 0,
+            finish: "stop".to_owned(),
+        };
+        meter.finish(outcome).await.spent.0
     }
 
     /// A channel with that deposit and a first voucher.
@@ -207,6 +260,15 @@ impl Payer {
     }
 
     pub(crate) fn open(&self, deposit: u128, amount: u128) -> Payload {
+        self.open_with(deposit, amount, None)
+    }
+
+    pub(crate) fn open_with(
+        &self,
+        deposit: u128,
+        amount: u128,
+        request_auth: Option<RequestAuth>,
+    ) -> Payload {
         let authorization = self.authorization(deposit, 0);
         Payload::Open(Box::new(Open {
             channel_id: self.channel(),
@@ -218,7 +280,7 @@ impl Payer {
             cumulative_amount: Wei(amount),
             authorized_signer: None,
             salt: self.salt,
-            request_auth: None,
+            request_auth,
         }))
     }
 
@@ -247,8 +309,30 @@ impl Payer {
         }))
     }
 
+    /// For a channel that the payer opened itself: in these tests its transaction has the channel's id.
+    pub(crate) fn opened(&self, amount: u128) -> Payload {
+        Payload::Open(Box::new(Open {
+            channel_id: self.channel(),
+            deposit: OpenDeposit::Hash {
+                hash: self.channel(),
+                signature: self.sign(amount).signature,
+            },
+            cumulative_amount: Wei(amount),
+            authorized_signer: None,
+            salt: self.salt,
+            request_auth: None,
+        }))
+    }
+
     pub(crate) fn close(&self, amount: u128) -> Payload {
-        Payload::Close(self.sign(amount))
+        self.close_with(amount, None)
+    }
+
+    pub(crate) fn close_with(&self, amount: u128, request_auth: Option<RequestAuth>) -> Payload {
+        Payload::Close(Box::new(Close {
+            voucher: self.sign(amount),
+            request_auth,
+        }))
     }
 
     /// Binds a payment to one request under the challenge of a header.

@@ -290,7 +290,9 @@ async fn closing_pays_exactly_what_is_due_and_ends_the_channel() {
     let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     let channel = request.channel();
-    let busy = payer.close(channel, &payee.terms()).await.map(drop);
+    let hash = B256::repeat_byte(9);
+    let busy = payer.close(channel, &payee.terms(), hash).await;
+    let busy = busy.map(drop);
     assert_eq!(busy, Err(PayError::Busy));
     let tokens = payee.deliver(channel, 1, PROMPT, 7);
     request.on_text(&"x".repeat(tokens as usize));
@@ -301,8 +303,9 @@ async fn closing_pays_exactly_what_is_due_and_ends_the_channel() {
     };
     let receipt = payee.receipt(channel, tokens, charged);
     request.on_receipt(&receipt).await.expect("audited");
-    let credential = payer.close(channel, &payee.terms()).await.expect("signed");
-    let (last, _) = Payee::read(&credential);
+    let closing = payer.close(channel, &payee.terms(), hash).await;
+    // Bound to the request that carries it.
+    let last = payee.take(&closing.expect("signed"), hash);
     assert_eq!(last.amount.0, PRICING.cost(tokens).expect("small"));
     assert_eq!(
         market().domain.voucher_signer(&last),

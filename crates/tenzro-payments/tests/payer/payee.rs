@@ -144,7 +144,7 @@ impl Payee {
                 OpenDeposit::Hash { .. } => panic!("our payer signs authorizations"),
             },
             Payload::Voucher(update) => update.voucher,
-            Payload::Close(voucher) => *voucher,
+            Payload::Close(close) => close.voucher,
             Payload::TopUp(_) => panic!("our payer merges top-ups"),
         };
         (voucher, payload)
@@ -177,7 +177,7 @@ impl Payee {
                 }
                 update.request_auth.clone()
             }
-            Payload::Close(_) => None,
+            Payload::Close(close) => close.request_auth.clone(),
             Payload::TopUp(_) => panic!("our payer merges top-ups"),
         };
         assert_eq!(domain.voucher_signer(&voucher), Ok(payer));

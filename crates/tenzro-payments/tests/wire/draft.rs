@@ -244,7 +244,8 @@ fn what_closes() {
     let Payload::Close(last) = same(&close()) else {
         panic!("close")
     };
-    assert_eq!(last.amount.0, 500_000);
+    assert_eq!(last.voucher.amount.0, 500_000);
+    assert_eq!(last.request_auth, None);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tenzro_ledger::channels::{ChannelTerms, Escrow, OpenRequest};
 use tenzro_ledger::{Address, B256, PrivateKeySigner, U256};
 use tenzro_payments::signature::{Signature, Signer};
 use tenzro_payments::voucher::{Domain, Voucher, request_hash};
-use tenzro_payments::wire::{Authorization, Open, OpenDeposit, Payload, VoucherUpdate};
+use tenzro_payments::wire::{Authorization, Close, Open, OpenDeposit, Payload, VoucherUpdate};
 use tenzro_protocol::amount::Wei;
 
 use super::http::{Answer, post};
@@ -143,7 +143,18 @@ impl HandPayer {
 
     /// Has a channel closed with a last voucher: cooperatively, through its payee.
     pub(super) fn close(&self, channel: B256, amount: u128) -> Answer {
-        let credential = self.credential(&Payload::Close(self.voucher(channel, amount)));
+        let challenge = self.challenge();
+        let hash = request_hash("POST", "/v1/payments/voucher", b"");
+        // As random as a challenge and an amount, which come once.
+        let nonce = request_hash(&challenge.id, &amount.to_string(), channel.as_slice());
+        let auth = self
+            .domain
+            .sign_request(&self.signer, channel, &challenge.id, hash, nonce);
+        let payload = Payload::Close(Box::new(Close {
+            voucher: self.voucher(channel, amount),
+            request_auth: Some(auth),
+        }));
+        let credential = credential(&challenge, &payload);
         post(
             &format!("{}/payments/voucher", self.url),
             &[("authorization", &credential)],
