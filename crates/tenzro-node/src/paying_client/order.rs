@@ -13,7 +13,8 @@ pub(super) struct Purchase {
     pub(super) shape: AnswerShape,
 }
 
-pub(super) fn chat_order(request: &ChatRequest) -> Purchase {
+/// `tokens_max` is what is paid for of one answer at most, whatever the request says.
+pub(super) fn chat_order(request: &ChatRequest, tokens_max: u32) -> Purchase {
     let text = request.messages.iter().map(|message| {
         let content = match &message.content {
             Some(Content::Text(text)) => text.len(),
@@ -31,15 +32,20 @@ pub(super) fn chat_order(request: &ChatRequest) -> Purchase {
     let bytes = text.sum::<usize>() + kwargs.map_or(0, |text| text.len());
     Purchase {
         prompt: PromptTokens::of_text(bytes, request.messages.len().max(1)),
-        shape: shape(&request.parameters, request.max_completion_tokens, 1),
+        shape: shape(
+            &request.parameters,
+            request.max_completion_tokens,
+            1,
+            tokens_max,
+        ),
     }
 }
 
-pub(super) fn completion_order(request: &CompletionRequest) -> Purchase {
+pub(super) fn completion_order(request: &CompletionRequest, tokens_max: u32) -> Purchase {
     let (prompt, prompts) = input(&request.prompt);
     Purchase {
         prompt,
-        shape: shape(&request.parameters, None, prompts),
+        shape: shape(&request.parameters, None, prompts, tokens_max),
     }
 }
 
@@ -85,16 +91,22 @@ fn sum(one: PromptTokens, other: PromptTokens) -> PromptTokens {
     }
 }
 
-fn shape(parameters: &Parameters, newer_max: Option<u32>, prompts: u32) -> AnswerShape {
+fn shape(
+    parameters: &Parameters,
+    newer_max: Option<u32>,
+    prompts: u32,
+    tokens_max: u32,
+) -> AnswerShape {
     let stops = match &parameters.stop {
         None => 0,
         Some(Stop::One(stop)) => stop.len(),
         Some(Stop::Many(stops)) => stops.iter().map(String::len).max().unwrap_or(0),
     };
+    let asked = newer_max.or(parameters.max_tokens);
     AnswerShape {
         kind: AnswerKind::Stream,
         answers: parameters.n.unwrap_or(1).saturating_mul(prompts).max(1),
-        tokens_max: newer_max.or(parameters.max_tokens),
+        tokens_max: Some(asked.map_or(tokens_max, |asked| asked.min(tokens_max))),
         stop_bytes: u32::try_from(stops).unwrap_or(u32::MAX),
     }
 }
@@ -116,7 +128,7 @@ mod tests {
             "n": 2, "max_tokens": 9, "max_completion_tokens": 7, "stop": ["x", "long"],
         }))
         .expect("a request");
-        let purchase = chat_order(&request);
+        let purchase = chat_order(&request, 100);
         let bytes = 3 + 6 + 5 + 4 + 3;
         assert_eq!(purchase.prompt, PromptTokens::of_text(bytes, 2));
         let expected = AnswerShape {
@@ -126,6 +138,8 @@ mod tests {
             stop_bytes: 4,
         };
         assert_eq!(purchase.shape, expected);
+        let cut = chat_order(&request, 5).shape.tokens_max;
+        assert_eq!(cut, Some(5), "more is not paid for");
     }
 
     #[test]
@@ -133,7 +147,8 @@ mod tests {
         let of = |prompt: serde_json::Value| {
             let request = json!({ "model": "m", "prompt": prompt, "n": 3 });
             let request: CompletionRequest = serde_json::from_value(request).expect("a request");
-            let purchase = completion_order(&request);
+            let purchase = completion_order(&request, 100);
+            assert_eq!(purchase.shape.tokens_max, Some(100));
             (purchase.prompt, purchase.shape.answers)
         };
         assert_eq!(of(json!([1, 2, 3])), (PromptTokens::counted(3), 3));
