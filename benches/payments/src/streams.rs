@@ -86,6 +86,7 @@ impl Provider {
             input_price_max: price.input,
             output_price_max: price.output,
             window_tokens_max: 64,
+            answer_tokens_max: arguments.tokens,
         };
         let url = &arguments.provider_url;
         Ok(Self {

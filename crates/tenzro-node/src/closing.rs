@@ -79,6 +79,7 @@ pub(crate) async fn terms(
         input_price_max: u128::MAX,
         output_price_max: u128::MAX,
         window_tokens_max: u32::MAX,
+        answer_tokens_max: 0,
     };
     let values = response.headers().get_all(WWW_AUTHENTICATE);
     let values = values.iter().filter_map(|value| value.to_str().ok());

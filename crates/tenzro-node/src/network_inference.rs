@@ -360,6 +360,7 @@ fn is_same(known: &EndpointInfo, now: &EndpointInfo) -> bool {
     known.api_endpoint == now.api_endpoint
         && known.location == now.location
         && known.model_hash == now.model_hash
+        && known.context_length == now.context_length
         && known.price_per_input_token == now.price_per_input_token
         && known.price_per_output_token == now.price_per_output_token
 }
@@ -385,6 +386,7 @@ fn expected(endpoint: &EndpointInfo) -> Result<Expected, GenerateError> {
         input_price_max: input.0,
         output_price_max: output.0,
         window_tokens_max: WINDOW_TOKENS_MAX,
+        answer_tokens_max: Expected::answer_tokens_max(endpoint.context_length),
     })
 }
 

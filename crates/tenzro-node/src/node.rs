@@ -85,6 +85,7 @@ pub struct Node {
     server: Server,
     record: NodeRecord,
     tasks: Vec<JoinHandle<()>>,
+    payer: Option<Payer>,
     // Held until the end, so that nobody else uses the ledger's file meanwhile.
     _slot: Slot,
 }
@@ -119,10 +120,9 @@ impl Node {
             let (registry, period) = (rpc.registry.clone(), source.period);
             tokio::spawn(async move { registry.follow(period).await })
         };
-        let recover = rpc
-            .payer
-            .clone()
-            .map(|payer| tokio::spawn(keep_recovered(payer)));
+        let payer = rpc.payer.clone();
+        let recover = payer.clone();
+        let recover = recover.map(|payer| tokio::spawn(keep_recovered(payer)));
         let probe = tokio::spawn(async move {
             let endpoints = || rpc.with_directory(|directory| directory.endpoints(None));
             rpc.health.keep_probing(endpoints).await;
@@ -132,6 +132,7 @@ impl Node {
             server,
             record,
             tasks: [follow, probe].into_iter().chain(recover).collect(),
+            payer,
             _slot: slot,
         })
     }
@@ -146,6 +147,10 @@ impl Node {
         let finished = self.server.shutdown(grace).await;
         for task in &self.tasks {
             task.abort();
+        }
+        // What was bought until now is in the books.
+        if let Some(payer) = self.payer {
+            payer.shutdown().await;
         }
         finished
     }

@@ -48,6 +48,8 @@ const VOUCHER: Duration = Duration::from_secs(10);
 const BUSY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
 /// How often, and how long each time, text of other answers is waited for.
 const BEHIND: (u32, Duration) = (5, Duration::from_millis(100));
+/// Time to read why a server refuses.
+const REFUSAL: Duration = Duration::from_secs(10);
 /// Where vouchers go that belong to a running stream, below `/v1`.
 pub(crate) const VOUCHERS: &str = "payments/voucher";
 
@@ -65,8 +67,27 @@ struct Inner {
     payer: Payer,
     expected: Expected,
     recount: Option<Recount>,
+    patience: Patience,
     /// The last challenge, which saves a round while it holds.
     terms: Mutex<Option<Terms>>,
+}
+
+/// How long an answer may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Until it begins, which may be after a deposit and in a queue, and then without any text.
+    text: Duration,
+    /// In all.
+    answer: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            text: Duration::from_secs(600),
+            answer: Duration::from_secs(4 * 3_600),
+        }
+    }
 }
 
 /// An answer, and who pays for it; nobody where the server asks for nothing.
@@ -96,9 +117,18 @@ impl PayingClient {
                 payer,
                 expected,
                 recount,
+                patience: Patience::default(),
                 terms: Mutex::new(None),
             }),
         })
+    }
+
+    /// Waits no longer than that.
+    #[cfg(test)]
+    fn with_patience(mut self, patience: Patience) -> Self {
+        let inner = Arc::get_mut(&mut self.inner);
+        inner.expect("nobody else has it").patience = patience;
+        self
     }
 
     /// Streams an answer, whether or not `stream` is set.
@@ -106,8 +136,8 @@ impl PayingClient {
         let mut request = request.clone();
         request.parameters.stream = Some(true);
         request.parameters.stream_options = Some(usage());
-        self.stream("chat/completions", &request, chat_order(&request))
-            .await
+        let order = chat_order(&request, self.inner.expected.answer_tokens_max);
+        self.stream("chat/completions", &request, order).await
     }
 
     /// Streams a continuation, whether or not `stream` is set.
@@ -118,8 +148,8 @@ impl PayingClient {
         let mut request = request.clone();
         request.parameters.stream = Some(true);
         request.parameters.stream_options = Some(usage());
-        self.stream("completions", &request, completion_order(&request))
-            .await
+        let order = completion_order(&request, self.inner.expected.answer_tokens_max);
+        self.stream("completions", &request, order).await
     }
 
     /// Embeds texts.
@@ -128,7 +158,8 @@ impl PayingClient {
             .open("embeddings", request, embedding_order(request))
             .await?;
         let receipt = paid.response.headers().get("payment-receipt").cloned();
-        let mut answer: EmbeddingList = read(paid.response).await?;
+        let mut answer: EmbeddingList =
+            within(self.inner.patience.text, read(paid.response)).await??;
         // Its own word is no bill.
         answer.usage.cost = None;
         if let (Some(request), Some(receipt)) = (&paid.request, receipt) {
@@ -148,8 +179,8 @@ impl PayingClient {
         purchase: Purchase,
     ) -> Result<Chunks<T>, ClientError> {
         let paid = self.open(path, body, purchase).await?;
-        let request = paid.request.map(Arc::new);
-        Ok(paid_chunks(self.clone(), paid.response, request).boxed())
+        let (request, answers) = (paid.request.map(Arc::new), purchase.shape.answers);
+        Ok(paid_chunks(self.clone(), paid.response, request, answers).boxed())
     }
 
     /// Sends the request until it is paid for.
@@ -185,10 +216,14 @@ impl PayingClient {
         let mut rounds = 0;
         while rounds < ROUNDS {
             rounds += 1;
-            let sent = post(credential.as_ref()).send().await;
+            let sent = within(inner.patience.text, post(credential.as_ref()).send()).await?;
             let response = sent.map_err(|error| connection(&error))?;
             let status = response.status();
             if status.is_success() {
+                let id = response.headers().get("x-request-id");
+                if let (Some(request), Some(id)) = (&request, id) {
+                    request.answered(id.to_str().unwrap_or_default());
+                }
                 if let Some(credential) = credential {
                     credential.accepted().await?;
                 }
@@ -199,10 +234,13 @@ impl PayingClient {
             let is_payment = matches!(status.as_u16(), 402 | 409 | 410);
             if !is_payment || (status != StatusCode::PAYMENT_REQUIRED && request.is_none()) {
                 not_served(request).await;
-                return Err(refusal(check(response).await));
+                return Err(within(REFUSAL, check(response))
+                    .await
+                    .map_or_else(|late| late, refusal));
             }
             let offered = self.offered(&response);
-            let problem = problem(response).await;
+            let problem = within(REFUSAL, problem(response)).await;
+            let problem = problem.unwrap_or_else(|_| unsaid(status.as_u16()));
             let terms = match (offered, self.known_terms()) {
                 (Ok(terms), _) => terms,
                 (Err(_), Some(terms)) if status != StatusCode::PAYMENT_REQUIRED => terms,
@@ -220,7 +258,8 @@ impl PayingClient {
                 // There is no request yet, or its channel is closed or another server's: another one pays.
                 Err(PayError::NoChannel) => {
                     if status == StatusCode::GONE {
-                        // Channels that may be this server's are few, and none is tried twice.
+                        // Channels that may be this server's are few, and none is tried twice; one that was
+                        // opened for it is the last one.
                         rounds -= 1;
                     }
                     not_served(request.take()).await;
@@ -380,7 +419,12 @@ async fn problem(mut response: Response) -> Problem {
         }
         bytes.extend_from_slice(&chunk);
     }
-    let problem = serde_json::from_slice(&bytes).unwrap_or_else(|_| Problem {
+    let problem = serde_json::from_slice(&bytes).unwrap_or_else(|_| unsaid(status));
+    Problem { status, ..problem }
+}
+
+fn unsaid(status: u16) -> Problem {
+    Problem {
         kind: "about:blank".to_owned(),
         title: String::new(),
         status,
@@ -388,8 +432,12 @@ async fn problem(mut response: Response) -> Problem {
         channel_id: None,
         required_cumulative: None,
         channel: None,
-    });
-    Problem { status, ..problem }
+    }
+}
+
+async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, ClientError> {
+    let late = |_| ClientError::Connection("the server answers too slowly".to_owned());
+    tokio::time::timeout(time, work).await.map_err(late)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

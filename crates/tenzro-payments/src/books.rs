@@ -28,6 +28,7 @@ use crate::signature::Signature;
 
 pub use earnings::{DayEarnings, Earnings, earnings};
 pub use schema::BooksError;
+pub(crate) use schema::make_private;
 use schema::{amount, open, wei_blob, whole};
 
 /// Changes that wait at most: with more, requests are refused.

@@ -14,7 +14,8 @@ pub(super) struct Purchase {
     pub(super) shape: AnswerShape,
 }
 
-pub(super) fn chat_order(request: &ChatRequest) -> Purchase {
+/// `tokens_max` is what is paid for of one answer at most, whatever the request says.
+pub(super) fn chat_order(request: &ChatRequest, tokens_max: u32) -> Purchase {
     let text = request.messages.iter().map(|message| {
         let content = match &message.content {
             Some(Content::Text(text)) => text_bytes_max(text),
@@ -34,15 +35,20 @@ pub(super) fn chat_order(request: &ChatRequest) -> Purchase {
     let bytes = text.sum::<u64>() + kwargs.map_or(0, |text| text_bytes_max(&text));
     Purchase {
         prompt: PromptTokens::of_text(bytes, request.messages.len().max(1)),
-        shape: shape(&request.parameters, request.max_completion_tokens, 1),
+        shape: shape(
+            &request.parameters,
+            request.max_completion_tokens,
+            1,
+            tokens_max,
+        ),
     }
 }
 
-pub(super) fn completion_order(request: &CompletionRequest) -> Purchase {
+pub(super) fn completion_order(request: &CompletionRequest, tokens_max: u32) -> Purchase {
     let (prompt, prompts) = input(&request.prompt);
     Purchase {
         prompt,
-        shape: shape(&request.parameters, None, prompts),
+        shape: shape(&request.parameters, None, prompts, tokens_max),
     }
 }
 
@@ -93,16 +99,22 @@ fn sum(one: PromptTokens, other: PromptTokens) -> PromptTokens {
     }
 }
 
-fn shape(parameters: &Parameters, newer_max: Option<u32>, prompts: u32) -> AnswerShape {
+fn shape(
+    parameters: &Parameters,
+    newer_max: Option<u32>,
+    prompts: u32,
+    tokens_max: u32,
+) -> AnswerShape {
     let stops = match &parameters.stop {
         None => 0,
         Some(Stop::One(stop)) => stop.len(),
         Some(Stop::Many(stops)) => stops.iter().map(String::len).max().unwrap_or(0),
     };
+    let asked = newer_max.or(parameters.max_tokens);
     AnswerShape {
         kind: AnswerKind::Stream,
         answers: parameters.n.unwrap_or(1).saturating_mul(prompts).max(1),
-        tokens_max: newer_max.or(parameters.max_tokens),
+        tokens_max: Some(asked.map_or(tokens_max, |asked| asked.min(tokens_max))),
         stop_bytes: u32::try_from(stops).unwrap_or(u32::MAX),
     }
 }
@@ -125,7 +137,7 @@ mod tests {
             "n": 2, "max_tokens": 9, "max_completion_tokens": 7, "stop": ["x", "long"],
         }))
         .expect("a request");
-        let purchase = chat_order(&request);
+        let purchase = chat_order(&request, 100);
         let bytes = 3 + 6 + (5 + 1) + 4 + 3;
         assert_eq!(purchase.prompt, PromptTokens::of_text(bytes, 2));
         let expected = AnswerShape {
@@ -135,6 +147,8 @@ mod tests {
             stop_bytes: 4,
         };
         assert_eq!(purchase.shape, expected);
+        let cut = chat_order(&request, 5).shape.tokens_max;
+        assert_eq!(cut, Some(5), "more is not paid for");
     }
 
     #[test]
@@ -142,7 +156,8 @@ mod tests {
         let of = |prompt: serde_json::Value| {
             let request = json!({ "model": "m", "prompt": prompt, "n": 3 });
             let request: CompletionRequest = serde_json::from_value(request).expect("a request");
-            let purchase = completion_order(&request);
+            let purchase = completion_order(&request, 100);
+            assert_eq!(purchase.shape.tokens_max, Some(100));
             (purchase.prompt, purchase.shape.answers)
         };
         let tokens = |likely, most| PromptTokens { likely, most };
@@ -182,7 +197,7 @@ mod tests {
         }))
         .expect("a request");
         let seller = prompt_bound::prompt_size(&sold);
-        assert!(chat_order(&request).prompt.most >= seller.tokens);
+        assert!(chat_order(&request, 1).prompt.most >= seller.tokens);
         for (input, sold) in [
             (json!("\u{958}bc"), Prompt::Text("\u{958}bc".to_owned())),
             (json!([1, 2, 3]), Prompt::Tokens(vec![1, 2, 3])),

@@ -1,7 +1,7 @@
 //! Why a request was not paid for, in words for its client.
 
 use tenzro_payments::payer::PayError;
-use tenzro_payments::payer::budget::DepositRefused;
+use tenzro_payments::payer::budget::{Bound, DepositRefused};
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::GenerateError;
 
@@ -37,6 +37,32 @@ pub(super) fn not_paid(error: &PayError) -> GenerateError {
                 tnzo(*balance)
             ),
         ),
+        PayError::Deposit(DepositRefused::Small {
+            offered,
+            suggested,
+            bound: bound @ (Bound::Channel | Bound::Budget | Bound::Funds),
+        }) => {
+            let (code, why) = match bound {
+                Bound::Channel => (
+                    "spending_limit",
+                    "more is not allowed; the setting is payments.max_deposit",
+                ),
+                Bound::Budget => (
+                    "spending_limit",
+                    "the spending limits leave no more; the settings are payments.max_per_hour and \
+                     payments.max_per_day",
+                ),
+                _ => ("insufficient_funds", "the wallet has no more"),
+            };
+            payment(
+                code,
+                format!(
+                    "the provider takes no deposit of {} TNZO, and suggests {}: {why}",
+                    tnzo(*offered),
+                    tnzo(*suggested)
+                ),
+            )
+        }
         PayError::DepositPending | PayError::Ledger(_) | PayError::Stopped => {
             GenerateError::Unavailable {
                 message: error.to_string(),
@@ -70,7 +96,17 @@ mod tests {
             period: Period::Hour,
             left: tnzo / 4,
         };
+        let small = PayError::Deposit(DepositRefused::Small {
+            offered: tnzo / 10,
+            suggested: 2 * tnzo,
+            bound: Bound::Channel,
+        });
         let cases = [
+            (
+                small,
+                "the provider takes no deposit of 0.1 TNZO, and suggests 2: more is not allowed; the \
+                 setting is payments.max_deposit",
+            ),
             (
                 funds,
                 "2.5 TNZO are missing in the wallet: 3 are needed in the channel to the provider, but the \

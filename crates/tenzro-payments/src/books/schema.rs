@@ -124,7 +124,7 @@ pub(crate) fn read_only(path: &Path) -> Result<Option<Connection>, BooksError> {
 }
 
 /// Vouchers are money: nobody else reads them.
-fn make_private(path: &Path) -> std::io::Result<()> {
+pub(crate) fn make_private(path: &Path) -> std::io::Result<()> {
     let mut options = std::fs::File::options();
     options.create(true).append(true);
     #[cfg(unix)]

@@ -15,18 +15,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use alloy::primitives::{Address, B256};
 
-use super::PayError;
 use super::audit::{AnswerShape, Heard, PromptTokens};
 use super::budget::{self, Limits, Spend};
 use super::channel::{Channel, ChannelState, Running, Wanted, decide};
-use super::store::{Deposit, RequestState, Store, StoreError};
-use crate::price::Pricing;
+use super::store::{Deposit, Outcome, RequestState, Store, StoreError};
+use super::{PayError, Server};
+use crate::price::{Pricing, Tokens};
 
 /// Channels to one payee that no server is known to take, at most: no other is opened then, so that nobody
 /// gets money locked up by turning channels away.
 const STRAYS_MAX: usize = 16;
-/// Seconds that spends count for.
-const DAY: u64 = 24 * 3_600;
 
 /// What arrived of an answer: its reader adds, and every decision on its channel counts.
 pub(super) type SharedHeard = Arc<Mutex<Heard>>;
@@ -41,7 +39,10 @@ pub(super) struct Books {
     /// Channels, each with a server that did not take it. A server that has no channel at the next start
     /// is asked once more.
     turned_away: BTreeSet<(B256, Arc<str>)>,
-    spends: Vec<Spend>,
+    /// By request.
+    spends: BTreeMap<i64, Spend>,
+    /// The highest deposit that a server found too small, and what it suggested then.
+    too_small: BTreeMap<Server, (u128, u128)>,
 }
 
 /// A request that is being answered, and where.
@@ -121,7 +122,8 @@ impl Books {
             channels: BTreeMap::new(),
             running: BTreeMap::new(),
             turned_away: BTreeSet::new(),
-            spends: Vec::new(),
+            spends: BTreeMap::new(),
+            too_small: BTreeMap::new(),
         };
         books.load(now)?;
         Ok(books)
@@ -148,15 +150,21 @@ impl Books {
                 .max(channel.doubt);
             let mut more = doubt - channel.doubt;
             for (id, _) in running {
-                let charged = std::mem::take(&mut more);
-                self.store.recharge(id, RequestState::Lost, charged)?;
+                let outcome = Outcome {
+                    state: RequestState::Lost,
+                    tokens: Tokens::default(),
+                    charged: std::mem::take(&mut more),
+                    receipt: None,
+                    overbill: None,
+                };
+                self.store.end_request(id, now, &outcome)?;
             }
             channel.doubt = doubt;
             self.store.put_channel(&channel)?;
             self.channels.insert(channel.id, channel);
         }
         self.store.commit()?;
-        self.spends = self.store.spends(now.saturating_sub(DAY))?;
+        self.spends = self.store.spends(now)?;
         Ok(())
     }
 
@@ -239,13 +247,11 @@ impl Books {
         let others = self.others(id, channel.id);
         let beginning = if id.is_none() { own.likely() } else { Some(0) };
         let beginning = beginning.ok_or(PayError::TooMuch)?;
-        if let Some((left, period)) = budget.filter(|(left, _)| *left < beginning) {
-            return Err(PayError::Budget { period, left });
-        }
         let wanted = Wanted {
             required: offer.required,
+            is_refused: matches!(offer.purchase, Purchase::Refused { .. }),
             step: offer.step,
-            // Credit of earlier requests is used first; what is signed on top must fit.
+            // Credit of earlier requests is reserved, and used first; what is signed on top must fit.
             room: budget.map(|(left, _)| left),
         };
         let decision = decide(&channel, &own, &others, wanted).ok_or(PayError::TooMuch)?;
@@ -305,9 +311,7 @@ impl Books {
             }
         };
         if let (true, Some(required)) = (decision.is_overbill, offer.required) {
-            let limit = decision.limit;
-            let evidence = format!(r#"{{"requiredCumulative":"{required}","limit":"{limit}"}}"#);
-            self.store.put_evidence(request, &evidence)?;
+            self.accuse(request, required, decision.limit)?;
         }
         let step = Step::Pay {
             request,
@@ -324,6 +328,12 @@ impl Books {
         };
         self.running.insert(request, known);
         Ok(step)
+    }
+
+    /// Keeps what a payee asked for beside the most that it might ask for.
+    pub(super) fn accuse(&self, request: i64, required: u128, limit: u128) -> Result<(), PayError> {
+        let evidence = format!(r#"{{"requiredCumulative":"{required}","limit":"{limit}"}}"#);
+        Ok(self.store.put_evidence(request, &evidence)?)
     }
 
     /// The request of an offer and its channel, where there is one.
@@ -350,13 +360,12 @@ impl Books {
         }
     }
 
-    /// What the budget leaves besides what running requests were promised.
+    /// What the budget leaves besides what is signed and not spent, which payees can take without asking.
     fn budget(&mut self, now: u64) -> Option<(u128, budget::Period)> {
-        budget::forget(&mut self.spends, now);
-        let running = self.running.values();
-        let promised = running.map(|request| request.running.authorized);
-        let reserved = promised.fold(0, u128::saturating_add);
-        budget::left(&self.limits, &self.spends, reserved, now)
+        self.spends.retain(|_, spend| budget::counts(spend, now));
+        let credit = self.channels.values().map(Channel::credit);
+        let reserved = credit.fold(0, u128::saturating_add);
+        budget::left(&self.limits, self.spends.values(), reserved, now)
     }
 
     fn running(&self, id: i64) -> Result<(Running, Channel), PayError> {

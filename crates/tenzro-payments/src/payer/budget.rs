@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Seconds of the rolling windows.
 const HOUR: u64 = 3_600;
-const DAY: u64 = 24 * HOUR;
+pub(super) const DAY: u64 = 24 * HOUR;
 
 /// What the owner of the wallet allows. None is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,8 +45,13 @@ impl fmt::Display for Period {
 }
 
 /// Wei that may still be spent at `now`, and the limit that says so; none where there is no limit.
-/// `reserved` is what running requests may still cost.
-pub fn left(limits: &Limits, spends: &[Spend], reserved: u128, now: u64) -> Option<(u128, Period)> {
+/// `reserved` is what is signed and not spent: it can be taken at any time.
+pub fn left<'a>(
+    limits: &Limits,
+    spends: impl IntoIterator<Item = &'a Spend> + Clone,
+    reserved: u128,
+    now: u64,
+) -> Option<(u128, Period)> {
     let windows = [
         (limits.hour, HOUR, Period::Hour),
         (limits.day, DAY, Period::Day),
@@ -54,7 +59,8 @@ pub fn left(limits: &Limits, spends: &[Spend], reserved: u128, now: u64) -> Opti
     let lefts = windows.into_iter().filter_map(|(limit, seconds, period)| {
         // A clock that went back makes spends of the future, which count as those of now.
         let recent = spends
-            .iter()
+            .clone()
+            .into_iter()
             .filter(|spend| spend.at.saturating_add(seconds) > now);
         let spent = recent.fold(reserved, |sum, spend| sum.saturating_add(spend.amount));
         Some((limit?.saturating_sub(spent), period))
@@ -62,9 +68,9 @@ pub fn left(limits: &Limits, spends: &[Spend], reserved: u128, now: u64) -> Opti
     lefts.min_by_key(|(left, _)| *left)
 }
 
-/// Forgets what no window reaches any more.
-pub fn forget(spends: &mut Vec<Spend>, now: u64) {
-    spends.retain(|spend| spend.at.saturating_add(DAY) > now);
+/// Whether any window reaches it.
+pub fn counts(spend: &Spend, now: u64) -> bool {
+    spend.at.saturating_add(DAY) > now
 }
 
 /// What a deposit is decided by, all in wei.
@@ -101,6 +107,64 @@ pub enum DepositRefused {
         /// Wei.
         balance: u128,
     },
+    /// The payee.
+    #[error(
+        "the provider takes no deposit as small as {offered} wei, which is what {bound}; it suggests \
+         {suggested}"
+    )]
+    Small {
+        /// Wei.
+        offered: u128,
+        /// Wei.
+        suggested: u128,
+        /// Why it is not more.
+        bound: Bound,
+    },
+}
+
+/// What keeps a deposit below what the payee suggests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The limit of a channel.
+    Channel,
+    /// A limit for a time.
+    Budget,
+    /// The wallet.
+    Funds,
+    /// Nothing: it is what the payee suggests.
+    Payee,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Channel => "the limit of a channel allows",
+            Self::Budget => "the spending limits leave",
+            Self::Funds => "the wallet holds",
+            Self::Payee => "it suggests",
+        })
+    }
+}
+
+/// Why a deposit of `offered` wei, which the payee refused, is not higher.
+pub fn too_small(limits: &Limits, request: &DepositRequest, offered: u128) -> DepositRefused {
+    let left = limits
+        .deposit
+        .map(|limit| limit.saturating_sub(request.idle));
+    let bound = if offered >= request.suggested {
+        Bound::Payee
+    } else if left == Some(offered) {
+        Bound::Channel
+    } else if offered == request.balance {
+        Bound::Funds
+    } else {
+        Bound::Budget
+    };
+    DepositRefused::Small {
+        offered,
+        suggested: request.suggested,
+        bound,
+    }
 }
 
 /// Wei to deposit: what is needed or suggested, as far as the limits and the wallet allow.
@@ -138,7 +202,7 @@ mod tests {
     #[test]
     fn spends_leave_the_windows_as_time_passes() {
         let spend = |at, amount| Spend { at, amount };
-        let mut spends = vec![spend(1_000, 90), spend(5_000, 60), spend(90_000, 5)];
+        let spends = [spend(1_000, 90), spend(5_000, 60), spend(90_000, 5)];
         assert_eq!(
             left(&LIMITS, &spends[..2], 0, 5_000),
             Some((40, Period::Hour))
@@ -157,8 +221,7 @@ mod tests {
         );
         assert_eq!(left(&LIMITS, &spends, 0, 90_000), Some((95, Period::Hour)));
         assert_eq!(left(&Limits::default(), &spends, 0, 90_000), None);
-        forget(&mut spends, 90_000);
-        assert_eq!(spends, [spend(5_000, 60), spend(90_000, 5)]);
+        assert!(!counts(&spends[0], 90_000) && counts(&spends[1], 90_000));
     }
 
     #[test]

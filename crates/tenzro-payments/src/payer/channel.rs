@@ -52,6 +52,29 @@ pub struct Channel {
     pub state: ChannelState,
 }
 
+impl Channel {
+    /// Wei that are signed, and neither due nor in doubt. The payee of a channel that is over has what it has.
+    pub(super) fn credit(&self) -> u128 {
+        match self.state {
+            ChannelState::Closed => 0,
+            _ => self
+                .signed
+                .saturating_sub(self.due)
+                .saturating_sub(self.doubt),
+        }
+    }
+
+    /// The payee had so much in all, or charged it: what was in doubt is known to be due then. Wei of it
+    /// that nobody knew of.
+    pub(super) fn learn(&mut self, total: u128) -> u128 {
+        let more = total.min(self.signed).saturating_sub(self.due);
+        let known = more.min(self.doubt);
+        self.due += more;
+        self.doubt -= known;
+        more - known
+    }
+}
+
 /// A request that is being answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Running {
@@ -93,6 +116,8 @@ impl Running {
 pub(super) struct Wanted {
     /// What the payee says it needs; none at first.
     pub(super) required: Option<u128>,
+    /// The payee refused what was signed before.
+    pub(super) is_refused: bool,
     /// By how much a voucher has to exceed the one before.
     pub(super) step: u128,
     /// What the budget leaves; none is no limit.
@@ -122,6 +147,8 @@ pub(super) fn decide(
 ) -> Option<Decision> {
     let base = channel.due.checked_add(channel.doubt)?;
     let mut limit = base.checked_add(own.limit()?)?;
+    // What is in doubt was mostly not charged: a payee that did charge it says so.
+    let base = if wanted.is_refused { base } else { channel.due };
     let mut target = base.checked_add(own.likely()?)?;
     // What the payee sent on other streams, and we have not read yet, is no lie.
     let mut unread = 0u128;
@@ -250,12 +277,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_doubt_is_signed_for_when_the_payee_says_that_it_was_charged() {
+        let (lost, own) = (channel(1_500, 0, 1_500), running(20, 0, 0));
+        let first = decide_one(&lost, &own, Wanted::default());
+        assert_eq!((first.amount, first.limit), (1_500, 1_500 + 1_360));
+        let refused = Wanted {
+            is_refused: true,
+            ..Wanted::default()
+        };
+        assert_eq!(decide_one(&lost, &own, refused).amount, 1_500 + 1_160);
+    }
+
+    #[test]
     fn a_budget_cuts_and_steps_round_up() {
         let own = running(20, 0, 0);
         let with = |step, room| Wanted {
-            required: None,
             step,
             room,
+            ..Wanted::default()
         };
         let cut = decide_one(&channel(0, 0, 0), &own, with(0, Some(500)));
         assert_eq!((cut.amount, cut.is_cut), (500, true));
@@ -269,14 +308,15 @@ mod tests {
         #[test]
         fn m08_m32_nothing_is_signed_beyond_the_limit_or_below_what_was_signed(
             signed: u128, due in 0u128..1 << 100, doubt in 0u128..1 << 100,
-            required: Option<u128>, step in 0u128..960, room: Option<u128>,
+            required: Option<u128>, is_refused: bool, step in 0u128..240, room: Option<u128>,
             own in (0u32..1 << 20, 0u32..1 << 20),
             others in proptest::collection::vec((0u32..1 << 20, 0u32..1 << 20, 0u128..1 << 40), 0..4),
         ) {
             let own = running(own.0, own.1, 0);
             let others: Vec<_> = others.into_iter().map(|(p, h, a)| running(p, h, a)).collect();
             let channel = channel(signed, due, doubt);
-            let Some(decision) = decide(&channel, &own, &others, Wanted { required, step, room }) else {
+            let wanted = Wanted { required, is_refused, step, room };
+            let Some(decision) = decide(&channel, &own, &others, wanted) else {
                 return Ok(());
             };
             let of = |request: &Running| {

@@ -104,7 +104,7 @@ impl Inner {
                 (Step::Deposit { .. }, None, None) => {
                     lock = Some(self.lock(terms.payee, place).await);
                 }
-                (step, None, Some(_)) => offer.deposit = self.deposit(terms, step).await?,
+                (step, None, Some(_)) => offer.deposit = self.deposit(terms, place, step).await?,
             }
         }
     }
@@ -120,7 +120,12 @@ impl Inner {
 
     /// A new deposit, or the one that was signed before and may have got lost. None where that one is there
     /// after all, or will never be.
-    async fn deposit(&self, terms: &Terms, step: Step) -> Result<Option<Deposit>, PayError> {
+    async fn deposit(
+        &self,
+        terms: &Terms,
+        place: &Arc<str>,
+        step: Step,
+    ) -> Result<Option<Deposit>, PayError> {
         let Step::Deposit {
             channel,
             needed,
@@ -149,8 +154,13 @@ impl Inner {
         };
         let own = self.signer.address();
         let balance = self.ledger.balance(own).await?;
-        let promised = |books: &mut Books| Ok(books.store.pending_total()?);
-        let promised = self.worker.call(promised).await?;
+        let server = (terms.payee, Arc::clone(place));
+        let asked = terms.suggested_deposit;
+        let known = move |books: &mut Books| {
+            let too_small = books.too_small(&server, asked);
+            Ok((books.store.pending_total()?, too_small))
+        };
+        let (promised, too_small) = self.worker.call(known).await?;
         let request = DepositRequest {
             needed,
             suggested,
@@ -159,6 +169,9 @@ impl Inner {
             balance: balance.saturating_sub(promised),
         };
         let amount = budget::deposit(&self.limits, &request)?;
+        if amount <= too_small {
+            return Err(budget::too_small(&self.limits, &request, amount).into());
+        }
         let salt = random()?;
         let is_open = channel.is_none();
         let id = channel.map(|channel| channel.id);

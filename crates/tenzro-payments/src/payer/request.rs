@@ -1,7 +1,8 @@
 //! A request that is being paid for: its credentials, what arrived of its answer, and its bill.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use alloy::primitives::{Address, B256};
 use mpp::{PaymentCredential, format_authorization, parse_receipt};
@@ -23,12 +24,13 @@ use crate::wire::{
 
 /// Longest receipt that is kept, in bytes of JSON.
 const RECEIPT_BYTES_MAX: usize = 8 << 10;
+/// How the type of a problem with a deposit ends. Source: MPP draft-ryan-httpauth-payment, "Problem Types".
+const DEPOSIT_TOO_SMALL: &str = "/payment-insufficient";
 /// Longest base URL, in bytes.
 const PLACE_BYTES_MAX: usize = 256;
 
 /// A header that pays. Say when the payee took it: a deposit in it counts only then, and until then or until
 /// this is dropped no other deposit is made to the payee.
-#[derive(Debug)]
 #[must_use]
 pub struct Credential {
     inner: Arc<Inner>,
@@ -37,6 +39,17 @@ pub struct Credential {
     deposit: Option<SignedDeposit>,
     /// A channel that is nobody's yet, and the server that is asked whether it is its own.
     stray: Option<(B256, Arc<str>)>,
+}
+
+/// Whoever has the value can take what it pays.
+impl fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("Credential");
+        shown
+            .field("header", &self.header)
+            .field("deposit", &self.deposit);
+        shown.field("stray", &self.stray).finish_non_exhaustive()
+    }
 }
 
 impl Credential {
@@ -107,8 +120,8 @@ pub struct Verdict {
     pub agreed: Bill,
     /// The bill, where it was higher.
     pub overbill: Option<Overbill>,
-    /// Whether the payee signed what it used: else the receipt proves nothing to others.
-    pub is_signed: bool,
+    /// Why the receipt proves nothing to others; none where the payee signed what this request used.
+    pub flaw: Option<&'static str>,
 }
 
 /// A request in the books, which ends with this.
@@ -159,9 +172,13 @@ pub struct PaidRequest {
     payee: Address,
     place: Arc<str>,
     request_hash: B256,
-    /// The last credential opens the channel.
+    /// One of its credentials opened the channel.
     is_opening: AtomicBool,
     terms: Mutex<Arc<Terms>>,
+    /// Of the challenge that the request answers; later ones are for vouchers.
+    price_version: AtomicU64,
+    /// What the payee calls the request.
+    name: OnceLock<String>,
 }
 
 impl PaidRequest {
@@ -188,6 +205,8 @@ impl PaidRequest {
             place: order.place,
             request_hash: order.request_hash,
             is_opening: AtomicBool::new(false),
+            price_version: AtomicU64::new(terms.pricing.price_version),
+            name: OnceLock::new(),
             terms: Mutex::new(Arc::new(terms)),
         };
         let credential = request.credential(payment, order.request_hash)?;
@@ -205,7 +224,9 @@ impl PaidRequest {
     /// [`PayError::NoChannel`]: another request is to be prepared, which another channel pays. The refused
     /// credential must have been dropped: what it holds may have to be sent again.
     pub async fn retry(&self, terms: Terms, problem: &Problem) -> Result<Credential, PayError> {
+        let price_version = terms.pricing.price_version;
         self.renew(terms)?;
+        self.price_version.store(price_version, Ordering::Release);
         if matches!(problem.status, 409 | 410) {
             self.inner.reconcile(self.channel).await?;
         }
@@ -215,11 +236,23 @@ impl PaidRequest {
         if let Some(state) = &problem.channel {
             self.remember(state).await?;
         }
+        if problem.kind.ends_with(DEPOSIT_TOO_SMALL) {
+            let (id, place) = (self.channel, Arc::clone(&self.place));
+            let suggested = lock(&self.terms).suggested_deposit;
+            let refuse = move |books: &mut Books| books.refuse_deposit(id, &place, suggested);
+            self.inner.worker.call(refuse).await?;
+        }
         let required = problem.required_cumulative.map(|required| required.0);
         let terms = Arc::clone(&lock(&self.terms));
         let purchase = Purchase::Refused { id: self.entry.id };
         let pay = self.inner.pay(&terms, &self.place, purchase, required);
-        self.credential(pay.await?, self.request_hash)
+        let paid = pay.await;
+        if let Err(PayError::Overbilled { required, signed }) = paid {
+            let id = self.entry.id;
+            let accuse = move |books: &mut Books| books.accuse(id, required, signed);
+            self.inner.worker.call(accuse).await?;
+        }
+        self.credential(paid?, self.request_hash)
     }
 
     /// Why the request cannot go on, now that the server does not take its channel. A server that opens
@@ -227,8 +260,8 @@ impl PaidRequest {
     async fn turned_away(&self) -> Result<PayError, PayError> {
         let (id, place) = (self.channel, Arc::clone(&self.place));
         let turn_away = move |books: &mut Books| books.turn_away(id, &place);
-        let is_stray = self.inner.worker.call(turn_away).await?;
-        Ok(match is_stray && self.is_opening.load(Ordering::Acquire) {
+        self.inner.worker.call(turn_away).await?;
+        Ok(match self.is_opening.load(Ordering::Acquire) {
             true => PayError::TurnedAway,
             false => PayError::NoChannel,
         })
@@ -241,6 +274,12 @@ impl PaidRequest {
         }
         *lock(&self.terms) = Arc::new(terms);
         Ok(())
+    }
+
+    /// The answer began, with that `x-request-id`.
+    pub fn answered(&self, name: &str) {
+        // The first one counts, and there is only one.
+        let _ = self.name.set(name.to_owned());
     }
 
     /// Text of the answer arrived.
@@ -285,11 +324,10 @@ impl PaidRequest {
         if text.len() > RECEIPT_BYTES_MAX {
             return Err(PayError::Message("a receipt of more than 8 KiB"));
         }
-        let usage = receipt.usage.as_ref();
-        let is_signed = usage.is_some_and(|usage| self.is_signed(receipt, usage));
+        let flaw = self.flaw(receipt);
         let (id, now) = (self.entry.id, (self.inner.clock)());
         let heard = lock(&self.entry.heard).most();
-        let bill = usage.map(|usage| Bill {
+        let bill = receipt.usage.as_ref().map(|usage| Bill {
             tokens: Tokens {
                 input: usage.input_tokens,
                 output: usage.output_tokens,
@@ -312,7 +350,7 @@ impl PaidRequest {
         Ok(Verdict {
             agreed,
             overbill,
-            is_signed,
+            flaw,
         })
     }
 
@@ -345,6 +383,26 @@ impl PaidRequest {
         let (id, amount, spent) = (self.channel, voucher.amount.0, state.spent.0);
         let remember = move |books: &mut Books| books.remember(id, amount, spent);
         self.inner.worker.call(remember).await
+    }
+
+    fn flaw(&self, receipt: &Receipt) -> Option<&'static str> {
+        let Some(usage) = &receipt.usage else {
+            return Some("does not say what was used");
+        };
+        let is_for_another = |name: &String| *name != usage.request_id;
+        let model = lock(&self.terms).model_hash;
+        let is_other_model = model.is_some_and(|hash| usage.model_hash != Some(hash));
+        if !self.is_signed(receipt, usage) {
+            Some("is not signed by the provider")
+        } else if self.name.get().is_some_and(is_for_another) {
+            Some("is for another request")
+        } else if is_other_model {
+            Some("is for another model file")
+        } else if usage.price_version != self.price_version.load(Ordering::Acquire) {
+            Some("is for another price")
+        } else {
+            None
+        }
     }
 
     fn is_signed(&self, receipt: &Receipt, usage: &UsageReceipt) -> bool {
@@ -400,8 +458,9 @@ impl PaidRequest {
             })),
         };
         self.entry.is_sent.store(true, Ordering::Release);
-        let is_opening = matches!(payload, Payload::Open(_));
-        self.is_opening.store(is_opening, Ordering::Release);
+        if matches!(payload, Payload::Open(_)) {
+            self.is_opening.store(true, Ordering::Release);
+        }
         let mut credential = Credential::new(inner, &terms, &payload, payment.deposit);
         let stray = (payment.channel, Arc::clone(&self.place));
         credential.stray = payment.is_stray.then_some(stray);

@@ -13,6 +13,7 @@ use alloy::primitives::{Address, B256};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::channel::{Channel, ChannelState};
+use crate::books::make_private;
 
 /// "TNZP": says that a SQLite file is one of these.
 const APPLICATION_ID: i32 = 0x544E_5A50;
@@ -49,7 +50,7 @@ CREATE TABLE request (
   channel BLOB NOT NULL,
   payee BLOB NOT NULL,
   model TEXT NOT NULL,
-  state TEXT NOT NULL,         -- running, done, lost, settled (lost, and known since), refused
+  state TEXT NOT NULL,         -- running, done, lost, settled (lost, and known since), refused, taken
   input INTEGER NOT NULL,
   output INTEGER NOT NULL,
   charged BLOB NOT NULL,
@@ -117,6 +118,7 @@ impl Store {
             Some(ErrorCode::NotADatabase) => StoreError::Foreign(path.to_owned()),
             _ => error.into(),
         };
+        make_private(path).map_err(|error| StoreError::Sqlite(error.to_string()))?;
         let conn = Connection::open(path)?;
         // Nobody else writes; who finds the lock taken finds it taken for long.
         conn.busy_timeout(Duration::ZERO)?;
@@ -269,12 +271,12 @@ impl Store {
         Ok(changed == 1)
     }
 
-    /// The latest time until which a deposit of a channel that was reported done could be submitted.
+    /// The latest time until which a deposit of a channel could be submitted, besides a pending one.
     pub(super) fn last_deposit(&self, channel: B256) -> Result<u64, StoreError> {
         let last: Option<i64> = self
             .conn
             .prepare_cached(
-                "SELECT max(valid_before) FROM deposit WHERE channel = ?1 AND state = 'done'",
+                "SELECT max(valid_before) FROM deposit WHERE channel = ?1 AND state <> 'pending'",
             )?
             .query_row([channel.as_slice()], |row| row.get(0))?;
         Ok(last.map_or(0, i64::cast_unsigned))

@@ -13,6 +13,13 @@ use crate::wire::{BY_AUTHORIZATION, INTENT, METHOD, SessionRequest, UNIT};
 /// Longest challenge id and realm in bytes: both come back in every credential.
 const NAME_BYTES_MAX: usize = 1_024;
 
+/// Tokens of one answer that are paid for at most, also where its context is said to be longer or nothing is
+/// said of it. Source: our choice, the context of most models that are served today.
+const ANSWER_TOKENS_MAX: u32 = 128 << 10;
+/// Vouchers that a window is paid with, at least. A voucher may pass what is due and paid ahead by the payee's
+/// least step.
+const STEPS: u128 = 4;
+
 /// What the caller knows of a seller, from the registry and not from the seller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
@@ -28,6 +35,15 @@ pub struct Expected {
     pub output_price_max: u128,
     /// Output tokens that are paid ahead, at most.
     pub window_tokens_max: u32,
+    /// Tokens of one answer that are paid for, at most: as many as the model's context can hold.
+    pub answer_tokens_max: u32,
+}
+
+impl Expected {
+    /// What is paid for of one answer at most, of a model whose context is said to hold so many tokens.
+    pub fn answer_tokens_max(context_length: Option<u32>) -> u32 {
+        context_length.unwrap_or(u32::MAX).min(ANSWER_TOKENS_MAX)
+    }
 }
 
 /// The escrow and the token that a payer pays with.
@@ -48,9 +64,11 @@ pub struct Terms {
     pub payee: Address,
     /// What it costs.
     pub pricing: Pricing,
+    /// SHA-256 of the model's file, where the payee names it.
+    pub model_hash: Option<B256>,
     /// Wei that the payee would like to see in a new channel; zero where it does not say.
     pub suggested_deposit: u128,
-    /// Wei by which a voucher has to exceed the one before; at most the price of a window.
+    /// Wei by which a voucher has to exceed the one before; at most the price of a quarter of a window.
     pub voucher_step: u128,
     /// Whether the payee submits signed deposits.
     pub takes_authorizations: bool,
@@ -139,8 +157,10 @@ impl Terms {
         let window = pricing.cost(Tokens::output(pricing.window_tokens));
         let window = window.ok_or_else(|| format("its prices are too high"))?;
         let voucher_step = method.min_voucher_delta.map_or(0, |step| step.0);
-        if voucher_step > window {
-            return Err(format("its least voucher is larger than a window"));
+        if voucher_step > window / STEPS {
+            return Err(format(
+                "its least voucher is larger than a quarter of a window",
+            ));
         }
         let expires_at = expiry(&challenge)?;
         if expires_at.is_some_and(|expires_at| expires_at <= now) {
@@ -153,6 +173,7 @@ impl Terms {
             challenge,
             payee: request.recipient,
             pricing,
+            model_hash: request.model.and_then(|model| model.hash),
             suggested_deposit: request.suggested_deposit.map_or(0, |deposit| deposit.0),
             voucher_step,
             takes_authorizations,
@@ -264,6 +285,7 @@ pub(crate) mod tests {
             input_price_max: 10,
             output_price_max: 30,
             window_tokens_max: 32,
+            answer_tokens_max: 1_000,
         }
     }
 
@@ -354,8 +376,8 @@ pub(crate) mod tests {
             ),
             (
                 "/methodDetails/minVoucherDelta",
-                json!("961"),
-                "larger than a window",
+                json!("241"),
+                "larger than a quarter of a window",
             ),
             ("/model/id", json!("other"), "another model"),
             ("/model/hash", json!(B256::ZERO), "another model file"),

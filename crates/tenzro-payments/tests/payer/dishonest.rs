@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::B256;
 use tenzro_payments::payer::audit::{Overbill, PromptTokens, Recount};
 use tenzro_payments::payer::budget::{Limits, Period};
-use tenzro_payments::payer::{PayError, Spending};
+use tenzro_payments::payer::{Order, PaidRequest, PayError, Spending};
 use tenzro_payments::price::Tokens;
+use tenzro_payments::wire::Problem;
 use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
@@ -129,7 +130,7 @@ async fn m19_a_receipt_with_more_tokens_than_arrived_is_paid_as_counted_and_kept
         (charged, cost(PROMPT, 12))
     );
     assert_eq!(verdict.agreed, most);
-    assert!(verdict.is_signed);
+    assert_eq!(verdict.flaw, None);
     let spending = payer.spending(0).await.expect("read");
     let expected = Spending {
         payee: payee.signer.address(),
@@ -185,7 +186,29 @@ async fn a_receipt_that_others_could_have_written_is_told_apart() {
     let mut forged = honest;
     forged.usage.as_mut().expect("usage").request_id = "another".to_owned();
     let verdict = request.on_receipt(&forged).await.expect("audited");
-    assert!(!verdict.is_signed && verdict.overbill.is_none());
+    assert_eq!(verdict.flaw, Some("is not signed by the provider"));
+    assert_eq!(verdict.overbill, None);
+    type Prepare = fn(&mut Payee, &PaidRequest);
+    let flaws: [(Prepare, &str); 3] = [
+        (
+            |_, request| request.answered("request-7"),
+            "is for another request",
+        ),
+        (|payee, _| payee.price_version = 4, "is for another price"),
+        (
+            |payee, _| payee.model_hash = B256::ZERO,
+            "is for another model file",
+        ),
+    ];
+    for (prepare, flaw) in flaws {
+        let mut payee = payee.clone();
+        let request = start(&payer, &mut payee, 2, counted()).await.expect("paid");
+        payee.end(request.channel(), 2);
+        prepare(&mut payee, &request);
+        let receipt = payee.receipt(request.channel(), Tokens::default(), 0);
+        let verdict = request.on_receipt(&receipt).await.expect("audited");
+        assert_eq!(verdict.flaw, Some(flaw));
+    }
 }
 
 #[tokio::test]
@@ -254,6 +277,105 @@ async fn budgets_end_what_they_do_not_cover() {
 }
 
 #[tokio::test]
+async fn what_is_signed_and_what_the_payee_takes_count_for_the_budget() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 500_000);
+    let one = cost(PROMPT, WINDOW);
+    let limits = Limits {
+        hour: Some(2 * one + 100),
+        ..Limits::default()
+    };
+    let payer = open(&home.path().join("payer.db"), &ledger, limits);
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let id = request.channel();
+    payee.end(id, 1);
+    request.not_served().await.expect("written");
+    let at = |place: &str| Order {
+        place: place.into(),
+        ..order(PromptTokens::counted(PROMPT), None)
+    };
+    let period = Period::Hour;
+    // What is signed already is used by its own server, and reserved for it at others.
+    let (other, credential) = payer
+        .prepare(payee.terms(), at("https://other.example/v1"))
+        .await
+        .expect("paid");
+    drop(credential);
+    let third = payer.prepare(payee.terms(), at("https://third.example/v1"));
+    let left = 100;
+    assert_eq!(
+        third.await.map(drop),
+        Err(PayError::Budget { period, left })
+    );
+    let again = start(&payer, &mut payee, 2, counted()).await.expect("paid");
+    payee.end(id, 2);
+    again.not_served().await.expect("written");
+    other.not_served().await.expect("written");
+    // The payee takes it without having served anything.
+    ledger.change(id, |found| found.settled = one);
+    payer.recover().await.expect("compared");
+    let spending = payer.spending(0).await.expect("read");
+    assert_eq!(
+        (spending[0].charged, spending[0].model.as_str()),
+        (one, "m")
+    );
+    let next = payer.prepare(payee.terms(), order(PromptTokens::counted(PROMPT), None));
+    assert_eq!(next.await.map(drop), Err(PayError::Budget { period, left }));
+}
+
+#[tokio::test]
+async fn what_lost_requests_did_not_cost_is_free_again() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 500_000);
+    let limits = Limits {
+        hour: Some(cost(PROMPT, WINDOW)),
+        ..Limits::default()
+    };
+    let payer = open(&home.path().join("payer.db"), &ledger, limits);
+    for _ in 0..6 {
+        let lost = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+        let id = lost.channel();
+        payee.end(id, 1);
+        drop(lost);
+        let request = start(&payer, &mut payee, 2, counted()).await.expect("paid");
+        payee.end(id, 2);
+        let receipt = payee.receipt(id, Tokens::default(), 0);
+        request.on_receipt(&receipt).await.expect("audited");
+    }
+}
+
+#[tokio::test]
+async fn m08_a_payee_that_settles_and_answers_409_gets_no_other_voucher() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 500_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let order = order(PromptTokens::counted(PROMPT), None);
+    let (request, mut credential) = payer.prepare(payee.terms(), order).await.expect("paid");
+    let one = cost(PROMPT, WINDOW);
+    for _ in 0..3 {
+        assert_eq!(payee.take(&credential, chat()).amount.0, one);
+        let id = request.channel();
+        ledger.change(id, |found| found.settled = one);
+        drop(credential);
+        let conflict = Problem {
+            kind: "about:blank".to_owned(),
+            title: String::new(),
+            status: 409,
+            detail: String::new(),
+            channel_id: Some(id),
+            required_cumulative: None,
+            channel: Some(payee.state(id)),
+        };
+        let paid = request.retry(payee.terms(), &conflict).await;
+        credential = paid.expect("the same voucher");
+    }
+    drop((request, credential));
+}
+
+#[tokio::test]
 async fn deposits_keep_to_the_limit_of_a_channel_and_to_the_wallet() {
     let home = tempfile::tempdir().expect("a folder");
     let ledger = Arc::new(Ledger::new(1_500));
@@ -313,6 +435,47 @@ async fn closing_pays_exactly_what_is_due_and_ends_the_channel() {
     );
     let next = start(&payer, &mut payee, 2, counted()).await.expect("paid");
     assert_ne!(next.channel(), channel, "a closing channel pays no more");
-    assert_ne!(next.channel(), B256::ZERO);
-    assert_ne!(payee.signer.address(), Address::ZERO);
+    // Asked again, it is the same voucher; once the ledger has closed it, there is none.
+    let again = payer.close(channel, &payee.terms(), hash).await;
+    assert_eq!(payee.take(&again.expect("signed"), hash), last);
+    ledger.change(channel, |found| {
+        found.settled = last.amount.0;
+        found.is_final = true;
+    });
+    payer.recover().await.expect("compared");
+    let closed = payer.close(channel, &payee.terms(), hash).await.map(drop);
+    assert_eq!(closed, Err(PayError::NoChannel));
+}
+
+#[tokio::test]
+async fn m19_a_demand_that_ends_a_request_is_kept_as_evidence() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 500_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let order = order(PromptTokens::counted(PROMPT), None);
+    let (request, credential) = payer.prepare(payee.terms(), order).await.expect("paid");
+    payee.take(&credential, chat());
+    drop(credential);
+    let problem = payee.begin(request.channel(), 1, 5_000).expect_err("more");
+    let refused = request.retry(payee.terms(), &problem).await.map(drop);
+    let (required, signed) = (cost(5_000, WINDOW), cost(PROMPT, WINDOW));
+    assert_eq!(refused, Err(PayError::Overbilled { required, signed }));
+    request.not_served().await.expect("written");
+    let evidence = payer.evidence(9).await.expect("read");
+    assert_eq!(evidence.len(), 1);
+    let expected = format!(r#"{{"requiredCumulative":"{required}","limit":"{signed}"}}"#);
+    assert_eq!(evidence[0].overbill, expected);
+}
+
+#[tokio::test]
+async fn m31_what_pays_is_not_shown_in_logs() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let payee = Payee::new(&ledger, 500_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let order = order(PromptTokens::counted(PROMPT), None);
+    let (_request, credential) = payer.prepare(payee.terms(), order).await.expect("paid");
+    let value = credential.value().trim_start_matches("Payment ");
+    assert!(!format!("{credential:?}").contains(value));
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use alloy::primitives::B256;
 use tenzro_payments::payer::audit::PromptTokens;
-use tenzro_payments::payer::budget::Limits;
+use tenzro_payments::payer::budget::{Bound, DepositRefused, Limits};
 use tenzro_payments::payer::{Channel, ChannelState, Credential, PayError, Payer, StoreError};
+use tenzro_payments::price::Tokens;
 use tenzro_payments::voucher::Voucher;
-use tenzro_payments::wire::Payload;
+use tenzro_payments::wire::{OpenDeposit, Payload, Problem};
 use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
@@ -221,6 +222,167 @@ async fn channels_that_the_ledger_closes_are_not_paid_through() {
     drop(request);
     let next = start(&payer, &mut payee, 2, counted()).await.expect("paid");
     assert_ne!(next.channel(), old);
+}
+
+#[tokio::test]
+async fn a_deposit_that_is_too_small_is_not_made_again_and_a_larger_one_is() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_500));
+    let mut payee = Payee::new(&ledger, 10_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let order_ = || order(PromptTokens::counted(PROMPT), None);
+    let prepared = payer.prepare(payee.terms(), order_()).await;
+    let (request, credential) = prepared.expect("signed");
+    let refused_id = request.channel();
+    let problem = Problem {
+        kind: "https://paymentauth.org/problems/payment-insufficient".to_owned(),
+        title: String::new(),
+        status: 402,
+        detail: String::new(),
+        channel_id: Some(refused_id),
+        required_cumulative: None,
+        channel: None,
+    };
+    let sent = Payee::read(&credential);
+    drop(credential);
+    let refused = request.retry(payee.terms(), &problem).await.map(drop);
+    assert_eq!(refused, Err(PayError::NoChannel));
+    request.not_served().await.expect("written");
+    let refused = payer.prepare(payee.terms(), order_()).await.map(drop);
+    let small = DepositRefused::Small {
+        offered: 1_500,
+        suggested: 10_000,
+        bound: Bound::Funds,
+    };
+    assert_eq!(refused, Err(PayError::Deposit(small)));
+    ledger.give(20_000);
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    assert_ne!(request.channel(), refused_id);
+    assert_eq!(ledger.balance_now(), 11_500);
+    // The first one comes all the same: its money is not lost.
+    let Payload::Open(open) = sent.1 else {
+        panic!("not an open")
+    };
+    let OpenDeposit::Authorization { authorization, .. } = open.deposit else {
+        panic!("not signed")
+    };
+    let parties = (signer(1).address(), payee.signer.address());
+    assert!(ledger.deposit(refused_id, parties, authorization.value.0, true));
+    payer.recover().await.expect("compared");
+    let channels = payer.channels().await.expect("read");
+    let found = channels.iter().find(|found| found.id == refused_id);
+    let found = found.expect("it is known");
+    assert_eq!((found.state, found.deposit), (ChannelState::Open, 1_500));
+}
+
+#[tokio::test]
+async fn what_a_lost_request_cost_counts_once_when_the_ledger_tells() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 10_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let id = request.channel();
+    payee.deliver(id, 1, PROMPT, 10);
+    let charged = payee.end(id, 1);
+    drop(request);
+    let doubt = cost(PROMPT, WINDOW);
+    let is = |due, settled_doubt| {
+        let (payer, doubt) = (&payer, doubt - settled_doubt);
+        async move {
+            let found = channel(payer).await;
+            assert_eq!((found.due, found.doubt), (due, doubt));
+            let rows = payer.spending(0).await.expect("read");
+            assert_eq!(
+                rows.iter().map(|row| row.charged).sum::<u128>(),
+                due + doubt
+            );
+        }
+    };
+    is(0, 0).await;
+    for settled in [cost(PROMPT, 4), charged] {
+        ledger.change(id, |found| found.settled = settled);
+        payer.recover().await.expect("compared");
+        is(settled, settled).await;
+    }
+    // The next receipt says what all of it was.
+    let request = start(&payer, &mut payee, 2, counted()).await.expect("paid");
+    request.on_text("x");
+    let tokens = Tokens {
+        input: PROMPT,
+        output: payee.deliver(id, 2, PROMPT, 1),
+    };
+    payee.end(id, 2);
+    let receipt = payee.receipt(id, tokens, cost(PROMPT, 1));
+    let verdict = request.on_receipt(&receipt).await.expect("audited");
+    assert_eq!(verdict.overbill, None);
+    is(charged + cost(PROMPT, 1), doubt).await;
+}
+
+#[tokio::test]
+async fn what_is_settled_while_a_request_runs_is_not_due_twice() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 10_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let id = request.channel();
+    let tokens = Tokens {
+        input: PROMPT,
+        output: payee.deliver(id, 1, PROMPT, 10),
+    };
+    let charged = cost(PROMPT, 10);
+    ledger.change(id, |found| found.settled = charged);
+    payer.recover().await.expect("compared");
+    request.on_text("ten tokens");
+    payee.end(id, 1);
+    let receipt = payee.receipt(id, tokens, charged);
+    request.on_receipt(&receipt).await.expect("audited");
+    payer.recover().await.expect("compared");
+    let found = channel(&payer).await;
+    assert_eq!((found.due, found.doubt), (charged, 0));
+}
+
+#[tokio::test]
+async fn a_deposit_that_never_came_cost_nothing() {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let payee = Payee::new(&ledger, 10_000);
+    let path = home.path().join("payer.db");
+    let payer = open(&path, &ledger, Limits::default());
+    let order = order(PromptTokens::counted(PROMPT), None);
+    let (request, lost) = payer.prepare(payee.terms(), order).await.expect("signed");
+    drop((request, lost));
+    assert_eq!(channel(&payer).await.doubt, cost(PROMPT, WINDOW));
+    payer.shutdown().await;
+    let config = tenzro_payments::payer::PayerConfig {
+        path,
+        market: market(),
+        signer: signer(1),
+        limits: Limits::default(),
+        // The authorization holds for a quarter of an hour.
+        clock: || super::NOW + 901,
+    };
+    let payer = Payer::open(config, Arc::clone(&ledger) as _).expect("the books open");
+    payer.recover().await.expect("compared");
+    let found = channel(&payer).await;
+    assert_eq!((found.state, found.doubt), (ChannelState::Closed, 0));
+    let spending = payer.spending(0).await.expect("read");
+    assert_eq!(spending.iter().map(|row| row.charged).sum::<u128>(), 0);
+}
+
+#[tokio::test]
+async fn m31_nobody_else_reads_the_books() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().expect("a folder");
+    let path = home.path().join("payer.db");
+    let payer = open(&path, &Arc::new(Ledger::new(0)), Limits::default());
+    for suffix in ["", "-wal"] {
+        let found = std::fs::metadata(format!("{}{suffix}", path.display()));
+        let mode = found.expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{suffix}");
+    }
+    drop(payer);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The payer against payees that keep to the rules and payees that do not.
 
+mod crash;
 mod dishonest;
 mod ledger;
 mod losses;

@@ -58,6 +58,10 @@ enum Op {
         which: usize,
     },
     Crash,
+    /// The payee goes to the ledger: an honest one with what it charged, another one with all that it can.
+    Settle {
+        which: usize,
+    },
     Recover,
 }
 
@@ -76,7 +80,8 @@ fn ops(is_honest: bool) -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(which, greed, arrives)| Op::Need { which, greed, arrives }),
         2 => (which.clone(), 0..most)
             .prop_map(|(which, more)| Op::Receipt { which, more }),
-        1 => which.prop_map(|which| Op::Break { which }),
+        1 => which.clone().prop_map(|which| Op::Break { which }),
+        1 => which.prop_map(|which| Op::Settle { which }),
         1 => Just(Op::Crash),
         1 => Just(Op::Recover),
     ];
@@ -131,14 +136,19 @@ struct World {
     accounts: BTreeMap<B256, Account>,
     started: u32,
     is_honest: bool,
+    limits: Limits,
 }
 
 impl World {
-    fn new(suggested: u128, is_honest: bool) -> Self {
+    fn new(suggested: u128, is_honest: bool, budget: Option<u128>) -> Self {
         let home = tempfile::tempdir().expect("a folder");
         let ledger = Arc::new(Ledger::new(100_000_000));
+        let limits = Limits {
+            hour: budget,
+            ..Limits::default()
+        };
         Self {
-            payer: open(&home.path().join("0.db"), &ledger, Limits::default()),
+            payer: open(&home.path().join("0.db"), &ledger, limits),
             payee: Payee::new(&ledger, suggested),
             home,
             lives: 0,
@@ -147,6 +157,7 @@ impl World {
             accounts: BTreeMap::new(),
             started: 0,
             is_honest,
+            limits,
         }
     }
 
@@ -160,8 +171,10 @@ impl World {
         let streams = self.streams.iter();
         let running = streams.filter(|stream| stream.request.channel() == voucher.channel_id);
         let limit: u128 = running.map(Stream::limit).sum();
+        let found = self.ledger.get(voucher.channel_id);
+        let settled = found.map_or(0, |found| found.settled);
         let account = self.accounts.entry(voucher.channel_id).or_default();
-        let ceiling = account.owed + limit + new;
+        let ceiling = account.owed.max(settled) + limit + new;
         assert!(voucher.amount.0 >= account.signed, "a voucher went down");
         assert!(
             voucher.amount.0 <= ceiling.max(account.signed),
@@ -229,7 +242,10 @@ impl World {
             .payer
             .prepare(self.payee.terms(), order(prompt, None))
             .await;
-        let (request, credential) = prepared.expect("paid");
+        let (request, credential) = match prepared {
+            Err(PayError::Budget { .. }) if self.limits.hour.is_some() => return,
+            prepared => prepared.expect("paid"),
+        };
         let new = cost(likely, WINDOW);
         self.check(&credential, new);
         if arrives {
@@ -251,7 +267,10 @@ impl World {
         let mut need = self.payee.need(channel, number, stream.counted);
         need.required_cumulative = Wei(need.required_cumulative.0 + greed);
         let answer = stream.request.on_need_voucher(&need, update()).await;
-        let answer = answer.expect("decided");
+        let answer = match answer {
+            Err(PayError::Budget { .. }) if self.limits.hour.is_some() => return,
+            answer => answer.expect("decided"),
+        };
         if let Some(credential) = answer.credential {
             self.check(&credential, 0);
             if arrives {
@@ -299,7 +318,7 @@ impl World {
         let old = self.path();
         self.lives += 1;
         crash(&old, &self.path());
-        self.payer = open(&self.path(), &self.ledger, Limits::default());
+        self.payer = open(&self.path(), &self.ledger, self.limits);
         for stream in std::mem::take(&mut self.streams) {
             let channel = stream.request.channel();
             self.payee.end(channel, stream.number);
@@ -315,6 +334,19 @@ impl World {
         assert_eq!(before.len(), after.len());
     }
 
+    fn settle(&mut self, which: usize) {
+        let Some(which) = which.checked_rem(self.payee.books.len()) else {
+            return;
+        };
+        let (id, books) = self.payee.books.iter().nth(which).expect("a channel");
+        let amount = match self.is_honest {
+            true => books.charged(),
+            false => books.amount(),
+        };
+        self.ledger
+            .change(*id, |found| found.settled = found.settled.max(amount));
+    }
+
     async fn run(&mut self, op: &Op) {
         match *op {
             Op::Start {
@@ -325,6 +357,7 @@ impl World {
                 Ok(()) => {}
                 // It counts more than there can be, or charged more before.
                 Err(PayError::Overbilled { .. } | PayError::Behind) if !self.is_honest => {}
+                Err(PayError::Budget { .. }) if self.limits.hour.is_some() => {}
                 Err(error) => panic!("{error}"),
             },
             Op::Refused { likely } => self.unserved(likely, true).await,
@@ -352,6 +385,7 @@ impl World {
             Op::Receipt { which, more } => self.receipt(which, more).await,
             Op::Break { which } => self.break_off(which),
             Op::Crash => self.crash().await,
+            Op::Settle { which } => self.settle(which),
             Op::Recover => self.payer.recover().await.expect("compared"),
         }
         self.balance().await;
@@ -360,7 +394,7 @@ impl World {
     /// The books add up, and agree with the model and the ledger.
     async fn balance(&self) {
         let channels = self.payer.channels().await.expect("read");
-        let mut total = 0;
+        let (mut total, mut signed) = (0, 0);
         for channel in &channels {
             let account = self.accounts.get(&channel.id).copied().unwrap_or_default();
             assert_eq!(channel.signed, account.signed);
@@ -374,7 +408,10 @@ impl World {
                 );
             }
             total += channel.due + channel.doubt;
+            signed += channel.signed;
         }
+        // No time passes here, so that all that is signed is signed within an hour.
+        assert!(self.limits.hour.is_none_or(|limit| signed <= limit));
         let spending = self.payer.spending(0).await.expect("read");
         let spent: u128 = spending.iter().map(|row| row.charged).sum();
         assert_eq!(spent, total);
@@ -387,12 +424,12 @@ impl World {
     }
 }
 
-fn run(suggested: u128, ops: &[Op], is_honest: bool) {
+fn run(suggested: u128, ops: &[Op], is_honest: bool, budget: Option<u128>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let mut world = World::new(suggested, is_honest);
+        let mut world = World::new(suggested, is_honest, budget);
         for op in ops {
             world.run(op).await;
         }
@@ -433,13 +470,21 @@ proptest! {
     fn m12_honest_payees_are_paid_on_whatever_breaks(
         suggested in prop_oneof![Just(0u128), Just(2_000), Just(1_000_000)], ops in ops(true),
     ) {
-        run(suggested, &ops, true);
+        run(suggested, &ops, true, None);
     }
 
     #[test]
     fn m08_hostile_payees_get_no_more_than_the_model_allows(
         suggested in prop_oneof![Just(0u128), Just(2_000), Just(1_000_000)], ops in ops(false),
     ) {
-        run(suggested, &ops, false);
+        run(suggested, &ops, false, None);
+    }
+
+    #[test]
+    fn m08_m32_no_more_is_signed_than_the_budget_allows_whatever_payees_take(
+        suggested in prop_oneof![Just(0u128), Just(2_000), Just(1_000_000)], ops in ops(false),
+        budget in 0u128..40_000,
+    ) {
+        run(suggested, &ops, false, Some(budget));
     }
 }

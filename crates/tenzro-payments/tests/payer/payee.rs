@@ -28,6 +28,8 @@ pub(crate) const PRICING: Pricing = Pricing {
     window_tokens: WINDOW,
 };
 
+const MODEL_HASH: B256 = B256::repeat_byte(4);
+
 pub(crate) fn signer(byte: u8) -> Signer {
     Signer::from_bytes(&B256::repeat_byte(byte)).expect("a key")
 }
@@ -45,11 +47,14 @@ pub(crate) fn cost(input: u32, output: u32) -> u128 {
 }
 
 /// See the module header.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Payee {
     pub(crate) signer: Signer,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) suggested: u128,
+    /// What its receipts say.
+    pub(crate) price_version: u64,
+    pub(crate) model_hash: B256,
     pub(crate) books: BTreeMap<B256, Books>,
     nonces: BTreeSet<B256>,
 }
@@ -93,6 +98,8 @@ impl Payee {
             signer: signer(9),
             ledger: Arc::clone(ledger),
             suggested,
+            price_version: PRICING.price_version,
+            model_hash: MODEL_HASH,
             books: BTreeMap::new(),
             nonces: BTreeSet::new(),
         }
@@ -112,7 +119,7 @@ impl Payee {
                 "credentialTypes": ["authorization", "hash"],
             },
             "pricing": PRICING,
-            "model": { "id": "m" },
+            "model": { "id": "m", "hash": MODEL_HASH },
         });
         let request = Base64UrlJson::from_value(&request).expect("JSON");
         let challenge = PaymentChallenge::new("challenge", "payee", "evm", "session", request);
@@ -123,6 +130,7 @@ impl Payee {
             input_price_max: 10,
             output_price_max: 30,
             window_tokens_max: WINDOW,
+            answer_tokens_max: 1_000,
         };
         Terms::check(challenge, &market(), &expected, NOW).expect("fair")
     }
@@ -288,12 +296,12 @@ impl Payee {
         let usage = Usage {
             channel_id: id,
             request_id: "request-1",
-            model_hash: B256::ZERO,
+            model_hash: self.model_hash,
             input_tokens: tokens.input,
             output_tokens: tokens.output,
             charged,
             spent,
-            price_version: 3,
+            price_version: self.price_version,
         };
         let signature = market().domain.sign_usage(&self.signer, &usage);
         Receipt {
@@ -311,12 +319,12 @@ impl Payee {
             tx_hash: None,
             usage: Some(UsageReceipt {
                 request_id: "request-1".to_owned(),
-                model_hash: None,
+                model_hash: Some(self.model_hash),
                 input_tokens: tokens.input,
                 output_tokens: tokens.output,
                 cached_tokens: 0,
                 charged: Wei(charged),
-                price_version: 3,
+                price_version: self.price_version,
                 ttft_ms: 1,
                 duration_ms: 2,
                 finish: "stop".to_owned(),

@@ -208,6 +208,54 @@ async fn a_finalized_channel_is_looked_up_and_replaced() {
 }
 
 #[tokio::test]
+async fn m08_a_server_that_closes_what_it_was_asked_to_open_gets_no_other_channel_for_the_request()
+{
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(1_000_000));
+    let mut payee = Payee::new(&ledger, 5_000);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    for is_asked_for_more in [false, true] {
+        let before = spent(&payer).await;
+        let prepared = payer.prepare(payee.terms(), order_at(PLACE)).await;
+        let (request, mut credential) = prepared.expect("paid");
+        let id = request.channel();
+        payee.take(&credential, chat());
+        if is_asked_for_more {
+            // The deposit is there by now, so that the second credential opens nothing any more.
+            let problem = payee.begin(id, 1, PROMPT).map(|()| payee.state(id));
+            let state = problem.expect("paid for");
+            drop(credential);
+            let problem = Problem {
+                status: 402,
+                channel: Some(state),
+                ..gone(id, "insufficient-balance")
+            };
+            let paid = request.retry(payee.terms(), &problem).await;
+            credential = paid.expect("the same voucher");
+            payee.take(&credential, chat());
+            payee.end(id, 1);
+        }
+        let taken = payee.books[&id].amount();
+        ledger.change(id, |found| {
+            found.settled = taken;
+            found.is_final = true;
+        });
+        drop(credential);
+        let gone = gone(id, "channel-finalized");
+        let refused = request.retry(payee.terms(), &gone).await.map(drop);
+        assert_eq!(refused, Err(PayError::TurnedAway));
+        request.not_served().await.expect("written");
+        assert_eq!(spent(&payer).await, before + taken);
+    }
+}
+
+/// Wei that the books say were spent.
+async fn spent(payer: &Payer) -> u128 {
+    let rows = payer.spending(0).await.expect("read");
+    rows.iter().map(|row| row.charged).sum()
+}
+
+#[tokio::test]
 async fn m08_a_server_that_takes_no_channel_gets_no_more_than_sixteen_deposits() {
     let home = tempfile::tempdir().expect("a folder");
     let ledger = Arc::new(Ledger::new(1_000_000));

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -15,11 +16,12 @@ use tenzro_payments::payer::PayError;
 use tenzro_payments::payer::terms::TermsError;
 use tenzro_payments::signature::Signature;
 use tenzro_protocol::amount::Wei;
+use tokio::sync::watch;
 
 use super::market::{Market, PRICING, place, signer};
 use super::{chat, cost, text};
 use crate::openai_client::ClientError;
-use crate::paying_client::PayingClient;
+use crate::paying_client::{Patience, PayingClient};
 
 /// What a server answers to a request that pays; the id of the channel is put in for `CHANNEL`.
 type Answer = Arc<dyn Fn() -> Response + Send + Sync>;
@@ -28,6 +30,8 @@ type Answer = Arc<dyn Fn() -> Response + Send + Sync>;
 struct Liar {
     base_url: String,
     vouchers: Arc<Mutex<Vec<Value>>>,
+    /// How many came.
+    count: watch::Receiver<usize>,
     /// Vouchers that it has no time for.
     busy: Arc<AtomicU32>,
 }
@@ -37,9 +41,16 @@ impl Liar {
         let vouchers = Arc::new(Mutex::new(Vec::new()));
         let busy = Arc::new(AtomicU32::new(0));
         let (noted, left) = (Arc::clone(&vouchers), Arc::clone(&busy));
+        let (counted, count) = watch::channel(0);
+        let counted = Arc::new(counted);
         let app = Router::new().fallback(move |request: Request| {
             let (answer, noted, left) = (answer.clone(), noted.clone(), left.clone());
-            async move { respond(&request, &answer, &noted, &left) }
+            let counted = Arc::clone(&counted);
+            async move {
+                let response = respond(&request, &answer, &noted, &left);
+                counted.send_replace(noted.lock().expect("unpoisoned").len());
+                response
+            }
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
@@ -49,6 +60,7 @@ impl Liar {
         Self {
             base_url: format!("http://{address}/v1"),
             vouchers,
+            count,
             busy,
         }
     }
@@ -248,6 +260,106 @@ async fn m19_a_bill_for_more_than_arrived_is_kept_as_evidence() {
 }
 
 #[tokio::test]
+async fn m26_m27_the_receipt_of_an_answer_that_failed_is_read() {
+    let market = Market::new();
+    let events = || {
+        let error = json!({ "error": { "message": "out of luck", "type": "server_error" } });
+        format!(
+            "{}data: {error}\n\n{}",
+            chunk("four"),
+            receipt(4, cost(5, 4))
+        )
+    };
+    let liar = Liar::streaming(events).await;
+    let chunks = liar.client(&market).chat(&chat()).await.expect("it begins");
+    let (answer, error) = text(chunks).await;
+    assert_eq!(answer, "four");
+    assert_eq!(error.expect("it failed").to_string(), "out of luck");
+    let channels = market.payer.channels().await.expect("read");
+    assert_eq!((channels[0].due, channels[0].doubt), (cost(5, 4), 0));
+}
+
+#[tokio::test]
+async fn m19_what_an_answer_cost_is_what_the_books_say_and_not_what_the_server_says() {
+    for (last, expected) in [
+        (receipt(60, cost(5, 60)), Some(Wei(cost(5, 4 + 2)))),
+        (String::new(), None),
+    ] {
+        let market = Market::new();
+        let with_usage = |text: &str, cost: u32| {
+            let chunk = json!({
+                "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "fake",
+                "choices": [{ "index": 0, "delta": { "content": text } }],
+                "usage": {
+                    "prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9,
+                    "cost": cost.to_string(),
+                },
+            });
+            format!("data: {chunk}\n\n")
+        };
+        let events = with_usage("fo", 1) + &with_usage("ur", 999) + &last + "data: [DONE]\n\n";
+        let liar = Liar::streaming(move || events.clone()).await;
+        let chunks = liar.client(&market).chat(&chat()).await.expect("it begins");
+        let chunks: Vec<_> = chunks.map(|chunk| chunk.expect("a chunk")).collect().await;
+        let texts = chunks.iter().flat_map(|chunk| &chunk.choices);
+        let texts = texts.filter_map(|choice| choice.delta.content.as_deref());
+        assert_eq!(texts.collect::<String>(), "four");
+        let usages: Vec<_> = chunks.iter().filter_map(|chunk| chunk.usage?).collect();
+        assert_eq!(usages.len(), 1);
+        assert_eq!((usages[0].completion_tokens, usages[0].cost), (4, expected));
+    }
+}
+
+#[tokio::test]
+async fn m20_answers_that_nobody_asked_for_are_not_paid() {
+    let (text, error) =
+        end_of(|| chunk("four") + &chunk("five").replace("\"index\":0", "\"index\":1")).await;
+    assert_eq!(text, "four");
+    assert!(error.contains("answers that nobody asked for"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_leaves_no_demand_unanswered() {
+    let market = Market::new();
+    let liar = Liar::start(greedy()).await;
+    let unread = liar.client(&market).chat(&chat()).await.expect("it begins");
+    let mut count = liar.count.clone();
+    let paid = count.wait_for(|count| *count == 2);
+    tokio::time::timeout(Duration::from_secs(10), paid)
+        .await
+        .expect("a voucher comes")
+        .expect("the server lives");
+    drop(unread);
+}
+
+#[tokio::test]
+async fn m23_an_answer_that_drips_is_ended() {
+    let (none, long) = (Duration::ZERO, Duration::from_secs(60));
+    for (text_, answer) in [(none, long), (long, none)] {
+        let market = Market::new();
+        let liar = Liar::start(Arc::new(|| {
+            let endless = futures::stream::pending::<Result<String, axum::Error>>();
+            Response::new(Body::from_stream(endless))
+        }))
+        .await;
+        let patience = Patience {
+            text: text_,
+            answer,
+        };
+        let client = liar.client(&market).with_patience(patience);
+        let ended = match client.chat(&chat()).await {
+            Ok(chunks) => text(chunks).await.1.expect("ended"),
+            Err(error) => error,
+        };
+        let words = ended.to_string();
+        assert!(
+            words.contains("too long") || words.contains("too slowly"),
+            "{words}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn m23_streams_that_never_end_or_make_no_sense_are_ended() {
     type Events = fn() -> String;
     let cases: [(Events, &str); 5] = [
@@ -310,6 +422,7 @@ async fn m15_addresses_of_private_networks_are_not_paid() {
         input_price_max: 10,
         output_price_max: 30,
         window_tokens_max: 32,
+        answer_tokens_max: 1_000,
     };
     for url in ["http://127.0.0.1:1/v1", "http://169.254.169.254/v1"] {
         let payer = market.payer.clone();

@@ -91,6 +91,7 @@ impl Market {
             input_price_max: 10,
             output_price_max,
             window_tokens_max: 32,
+            answer_tokens_max: 1_000,
         };
         PayingClient::new(base_url, true, self.payer.clone(), expected, None).expect("a client")
     }

@@ -6,7 +6,7 @@ use super::Books;
 use crate::payer::PayError;
 use crate::payer::audit::{Bill, Overbill, audit};
 use crate::payer::budget::Spend;
-use crate::payer::channel::{Channel, Running};
+use crate::payer::channel::{Channel, ChannelState, Running};
 use crate::payer::store::{Outcome, RequestState};
 use crate::price::Tokens;
 
@@ -46,16 +46,20 @@ impl Books {
         let asked = ending.bill.unwrap_or_else(unspoken);
         let (Running { prompt, shape, .. }, pricing) = (running, running.pricing);
         let (mut agreed, mut overbill) = audit(&pricing, prompt, shape, ending.heard, asked);
-        // Nobody may charge what was not signed for.
-        let credit = channel.signed.saturating_sub(channel.due);
+        // Nobody may charge what was not signed for, and nobody can once the channel is over.
+        let is_over = channel.state == ChannelState::Closed;
+        let credit = channel.credit() + if is_over { 0 } else { channel.doubt };
         if agreed.charged.0 > credit {
             agreed.charged.0 = credit;
             let most = agreed;
-            overbill.get_or_insert(Overbill { asked, most });
+            if !is_over {
+                overbill.get_or_insert(Overbill { asked, most });
+            }
         }
+        let doubt = channel.doubt;
         channel.due += agreed.charged.0;
         channel.doubt = self.bounded_doubt(&channel)?;
-        if is_alone {
+        if is_alone && !is_over {
             let (before, most) = (channel.due - agreed.charged.0, agreed);
             if ending.spent > channel.due + channel.doubt {
                 let mut asked = asked;
@@ -72,8 +76,12 @@ impl Books {
             receipt: Some(ending.receipt),
             overbill: evidence.as_deref(),
         };
-        self.store.end_request(ending.id, &outcome)?;
+        self.store.end_request(ending.id, now, &outcome)?;
         self.store.put_channel(&channel)?;
+        if channel.doubt != doubt {
+            // What lost requests cost is known better now.
+            self.spends = self.store.spends(now)?;
+        }
         self.end(ending.id, channel, agreed.charged.0, now);
         Ok((agreed, overbill))
     }
@@ -86,8 +94,7 @@ impl Books {
         let others = self.others(Some(id), channel.id);
         let others = others.iter().map(|other| other.authorized);
         let promised = others.fold(0, u128::saturating_add);
-        let credit = channel.signed.saturating_sub(channel.due);
-        let credit = credit.saturating_sub(channel.doubt);
+        let credit = channel.credit();
         let more = credit.saturating_sub(promised).max(most.min(credit));
         channel.doubt += more;
         let outcome = Outcome {
@@ -97,7 +104,7 @@ impl Books {
             receipt: None,
             overbill: None,
         };
-        self.store.end_request(id, &outcome)?;
+        self.store.end_request(id, now, &outcome)?;
         self.store.put_channel(&channel)?;
         self.end(id, channel, more, now);
         Ok(())
@@ -113,7 +120,7 @@ impl Books {
             receipt: None,
             overbill: None,
         };
-        self.store.end_request(id, &outcome)?;
+        self.store.end_request(id, now, &outcome)?;
         self.end(id, channel, 0, now);
         Ok(())
     }
@@ -123,18 +130,23 @@ impl Books {
         self.channels.insert(channel.id, channel);
         if charged > 0 {
             let amount = charged;
-            self.spends.push(Spend { at: now, amount });
+            self.spends.insert(id, Spend { at: now, amount });
         }
     }
 
-    /// The payee says what it charged in all while nothing else runs: what lost requests really cost.
-    fn settle_doubt(&mut self, channel: &mut Channel, spent: u128) -> Result<(), PayError> {
-        let mut more = spent.saturating_sub(channel.due).min(channel.doubt);
+    /// What was charged in all is known while nothing else runs: what lost requests really cost.
+    pub(super) fn settle_doubt(&self, channel: &mut Channel, spent: u128) -> Result<(), PayError> {
+        let lost = self.store.requests(channel.id, RequestState::Lost)?;
+        let booked = lost.iter().map(|(_, charged)| charged);
+        let booked = booked.fold(0u128, |sum, charged| sum.saturating_add(*charged));
+        let more = spent.saturating_sub(channel.due).min(channel.doubt);
+        // A part of it may have become due before.
+        let mut cost = booked.saturating_sub(channel.doubt).saturating_add(more);
         channel.due += more;
         channel.doubt = 0;
-        for (id, charged) in self.store.requests(channel.id, RequestState::Lost)? {
-            let part = charged.min(more);
-            more -= part;
+        for (id, charged) in lost {
+            let part = charged.min(cost);
+            cost -= part;
             self.store.recharge(id, RequestState::Settled, part)?;
         }
         Ok(())

@@ -7,9 +7,10 @@ use alloy::primitives::B256;
 
 use super::Books;
 use crate::escrow::EscrowChannel;
-use crate::payer::PayError;
+use crate::payer::budget::Spend;
 use crate::payer::channel::{Channel, ChannelState};
 use crate::payer::store::Deposit;
+use crate::payer::{PayError, Server};
 
 impl Books {
     /// A server served, or took a voucher: a channel that was nobody's is its own from now on.
@@ -28,23 +29,21 @@ impl Books {
     }
 
     /// A server says that a channel is not its own, or over: it gets another one, and this one may turn out
-    /// to be another server's. Whether it could still be paid through.
+    /// to be another server's.
     pub(in crate::payer) fn turn_away(
         &mut self,
         id: B256,
         place: &Arc<str>,
-    ) -> Result<bool, PayError> {
-        let Some(mut channel) = self.channels.get(&id).cloned() else {
-            return Ok(false);
-        };
-        let is_over = matches!(channel.state, ChannelState::Closing | ChannelState::Closed);
-        if channel.place.as_ref() == Some(place) {
+    ) -> Result<(), PayError> {
+        let found = self.channels.get(&id);
+        let is_its_own = |found: &&Channel| found.place.as_ref() == Some(place);
+        if let Some(mut channel) = found.filter(is_its_own).cloned() {
             channel.place = None;
             self.store.put_channel(&channel)?;
             self.channels.insert(id, channel);
         }
         self.turned_away.insert((id, Arc::clone(place)));
-        Ok(!is_over)
+        Ok(())
     }
 
     /// A deposit is there, by the payee's word: it served, or took the voucher.
@@ -66,6 +65,41 @@ impl Books {
         Ok(())
     }
 
+    /// A server finds a deposit too small: it is not sent again, and only a larger one is made where the same
+    /// is suggested. Should it come all the same, the ledger will tell.
+    pub(in crate::payer) fn refuse_deposit(
+        &mut self,
+        id: B256,
+        place: &Arc<str>,
+        suggested: u128,
+    ) -> Result<(), PayError> {
+        let pending = self.store.pending_deposit(id)?;
+        let (Some(deposit), Some(mut channel)) = (pending, self.channels.get(&id).cloned()) else {
+            return Ok(());
+        };
+        self.store.end_deposit(deposit.salt, false)?;
+        if channel.state == ChannelState::Opening {
+            // Over once the authorization is, and until then what was signed is reserved.
+            channel.state = ChannelState::Closing;
+            self.store.put_channel(&channel)?;
+        }
+        let server = (channel.payee, Arc::clone(place));
+        let known = self.too_small(&server, suggested);
+        let amount = deposit.amount.max(known);
+        self.too_small.insert(server, (amount, suggested));
+        self.channels.insert(id, channel);
+        Ok(())
+    }
+
+    /// Wei that a server found too small for a deposit; 0 where it found none.
+    pub(in crate::payer) fn too_small(&self, server: &Server, suggested: u128) -> u128 {
+        let known = self.too_small.get(server);
+        known.map_or(
+            0,
+            |&(amount, then)| if then == suggested { amount } else { 0 },
+        )
+    }
+
     /// The ledger's word on a channel of ours, which counts more than anybody's.
     pub(in crate::payer) fn reconcile(
         &mut self,
@@ -73,14 +107,15 @@ impl Books {
         found: Option<&EscrowChannel>,
         now: u64,
     ) -> Result<(), PayError> {
-        let Some(mut channel) = self.channels.get(&id).cloned() else {
+        let Some(had) = self.channels.get(&id).cloned() else {
             return Ok(());
         };
+        let (mut channel, mut taken) = (had.clone(), None);
         let pending = self.store.pending_deposit(id)?;
         let is_late = |deposit: &Deposit| deposit.valid_before <= now;
         match found {
             None => {
-                // It can still be opened as long as the authorization holds.
+                // It can still be opened as long as an authorization holds.
                 if pending.is_some_and(|deposit| !is_late(&deposit))
                     || self.store.last_deposit(id)? > now
                 {
@@ -90,6 +125,8 @@ impl Books {
                     self.store.end_deposit(deposit.salt, false)?;
                 }
                 channel.state = ChannelState::Closed;
+                // Nobody had anything of it.
+                self.settle_doubt(&mut channel, 0)?;
             }
             Some(found) => {
                 if let Some(deposit) = pending {
@@ -102,15 +139,41 @@ impl Books {
                 if found.deposit > channel.deposit || self.store.last_deposit(id)? <= now {
                     channel.deposit = found.deposit;
                 }
-                // What the payee could settle we signed, whether or not our books know.
-                channel.signed = channel.signed.max(found.settled);
-                channel.due = channel.due.max(found.settled.min(channel.signed));
                 channel.state = state_of(found);
+                taken = self.settled(&mut channel, found, now)?;
             }
         }
         self.store.put_channel(&channel)?;
+        if had.doubt != channel.doubt {
+            self.spends = self.store.spends(now)?;
+        }
+        self.spends.extend(taken);
         self.channels.insert(id, channel);
         Ok(())
+    }
+
+    /// What the payee had of a channel: of lost requests, or taken without a bill. While requests run it may
+    /// be theirs, and is counted when they have ended; until then it is credit, which the budget knows.
+    fn settled(
+        &self,
+        channel: &mut Channel,
+        found: &EscrowChannel,
+        now: u64,
+    ) -> Result<Option<(i64, Spend)>, PayError> {
+        if self.is_busy(channel.id) && !found.is_final {
+            return Ok(None);
+        }
+        // What it could settle we signed, whether or not our books know.
+        channel.signed = channel.signed.max(found.settled);
+        if found.is_final {
+            self.settle_doubt(channel, found.settled)?;
+        }
+        let amount = channel.learn(found.settled);
+        if amount == 0 {
+            return Ok(None);
+        }
+        let id = self.store.take(now, channel, amount)?;
+        Ok(Some((id, Spend { at: now, amount })))
     }
 
     /// A channel that the ledger has and these books have not.
@@ -151,7 +214,7 @@ impl Books {
         };
         if amount > channel.signed {
             channel.signed = amount;
-            channel.due = channel.due.max(spent.min(amount));
+            channel.learn(spent);
             self.store.put_channel(&channel)?;
             self.channels.insert(id, channel);
         }

@@ -1,10 +1,12 @@
 //! The rows of requests: what was bought, what it cost, and what is wrong with a bill.
 
+use std::collections::BTreeMap;
+
 use alloy::primitives::{Address, B256};
 use rusqlite::params;
 
 use super::{Store, StoreError, amount, seconds};
-use crate::payer::budget::Spend;
+use crate::payer::budget::{self, Spend};
 use crate::payer::channel::Channel;
 use crate::price::Tokens;
 
@@ -16,6 +18,8 @@ pub(in crate::payer) enum RequestState {
     Lost,
     Settled,
     Refused,
+    /// No request: what the payee had on the ledger without a bill.
+    Taken,
 }
 
 impl RequestState {
@@ -26,6 +30,7 @@ impl RequestState {
             Self::Lost => "lost",
             Self::Settled => "settled",
             Self::Refused => "refused",
+            Self::Taken => "taken",
         }
     }
 }
@@ -49,7 +54,7 @@ pub struct Evidence {
     pub payee: Address,
     /// For which model.
     pub model: String,
-    /// JSON of [`crate::payer::audit::Overbill`].
+    /// JSON of [`crate::payer::audit::Overbill`], or `requiredCumulative` and `limit` of a demand.
     pub overbill: String,
     /// JSON of the receipt, where there was one.
     pub receipt: Option<String>,
@@ -68,7 +73,8 @@ pub struct Spending {
     pub input_tokens: u64,
     /// Tokens of the answers.
     pub output_tokens: u64,
-    /// Wei, with what may have been charged for requests whose end was not seen.
+    /// Wei, with what may have been charged for requests whose end was not seen, and what was taken on the
+    /// ledger without a bill.
     pub charged: u128,
     /// Requests whose bill was too high.
     pub overbills: u64,
@@ -96,15 +102,39 @@ impl Store {
         Ok(self.conn.last_insert_rowid())
     }
 
-    /// Evidence that is there stays where the outcome has none.
+    /// Writes down what the payee had on the ledger without a bill, for the model that was asked for last.
+    pub(in crate::payer) fn take(
+        &self,
+        at: u64,
+        channel: &Channel,
+        charged: u128,
+    ) -> Result<i64, StoreError> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO request (at, channel, payee, model, state, input, output, charged)
+                 VALUES (?1, ?2, ?3, coalesce((SELECT model FROM request WHERE channel = ?2
+                   ORDER BY id DESC LIMIT 1), ''), ?4, 0, 0, ?5)",
+            )?
+            .execute(params![
+                seconds(at),
+                channel.id.as_slice(),
+                channel.payee.as_slice(),
+                RequestState::Taken.text(),
+                charged.to_be_bytes(),
+            ])?;
+        Ok(self.conn.last_insert_rowid())
+    }
+
+    /// Evidence that is there stays where the outcome has none. From now on it counts as of its end.
     pub(in crate::payer) fn end_request(
         &self,
         id: i64,
+        at: u64,
         outcome: &Outcome<'_>,
     ) -> Result<(), StoreError> {
         self.conn
             .prepare_cached(
-                "UPDATE request SET state = ?2, input = ?3, output = ?4, charged = ?5,
+                "UPDATE request SET state = ?2, input = ?3, output = ?4, charged = ?5, at = ?8,
                    receipt = coalesce(?6, receipt), overbill = coalesce(?7, overbill)
                  WHERE id = ?1",
             )?
@@ -116,6 +146,7 @@ impl Store {
                 outcome.charged.to_be_bytes(),
                 outcome.receipt,
                 outcome.overbill,
+                seconds(at),
             ])?;
         Ok(())
     }
@@ -155,16 +186,17 @@ impl Store {
         Ok(())
     }
 
-    /// What was spent since a time (Unix seconds).
-    pub(in crate::payer) fn spends(&self, since: u64) -> Result<Vec<Spend>, StoreError> {
+    /// What was spent and counts at a time (Unix seconds), by request.
+    pub(in crate::payer) fn spends(&self, now: u64) -> Result<BTreeMap<i64, Spend>, StoreError> {
         let mut query = self
             .conn
-            .prepare_cached("SELECT at, charged FROM request WHERE at >= ?1")?;
-        let rows = query.query_map([seconds(since)], |row| {
-            Ok(Spend {
-                at: row.get::<_, i64>(0)?.cast_unsigned(),
-                amount: amount(row, 1)?,
-            })
+            .prepare_cached("SELECT id, at, charged FROM request WHERE at >= ?1")?;
+        let rows = query.query_map([seconds(now.saturating_sub(budget::DAY))], |row| {
+            let spend = Spend {
+                at: row.get::<_, i64>(1)?.cast_unsigned(),
+                amount: amount(row, 2)?,
+            };
+            Ok((row.get(0)?, spend))
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
@@ -172,7 +204,7 @@ impl Store {
     /// What was bought since a time (Unix seconds), by provider and model.
     pub(in crate::payer) fn spending(&self, since: u64) -> Result<Vec<Spending>, StoreError> {
         let mut query = self.conn.prepare_cached(
-            "SELECT payee, model, input, output, charged, overbill IS NOT NULL FROM request
+            "SELECT payee, model, input, output, charged, overbill IS NOT NULL, state FROM request
              WHERE at >= ?1 AND state NOT IN ('running', 'refused') ORDER BY payee, model",
         )?;
         let mut rows = query.query([seconds(since)])?;
@@ -193,7 +225,8 @@ impl Store {
                 });
             }
             if let Some(sum) = sums.last_mut() {
-                sum.requests += 1;
+                let is_answer = row.get::<_, String>(6)? != RequestState::Taken.text();
+                sum.requests += u64::from(is_answer);
                 sum.input_tokens += u64::from(row.get::<_, u32>(2)?);
                 sum.output_tokens += u64::from(row.get::<_, u32>(3)?);
                 sum.charged = sum.charged.saturating_add(amount(row, 4)?);
