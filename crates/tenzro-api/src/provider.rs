@@ -97,6 +97,7 @@ mod tests {
                 cost: cost.map(Wei),
                 ..Usage::default()
             },
+            late_tokens: 0,
         })
     }
 
