@@ -21,10 +21,11 @@ pub(crate) struct Provider {
 }
 
 impl Provider {
-    pub(crate) fn named(name: Option<String>) -> Self {
+    /// Of an answer that is complete.
+    pub(crate) fn named(name: Option<String>, cost: Option<Wei>) -> Self {
         Self {
             names: name.into_iter().collect(),
-            costs: Vec::new(),
+            costs: vec![cost],
         }
     }
 
