@@ -41,7 +41,8 @@ impl Billing for Till {
     }
 
     fn check(&self, credential: &Credential) -> Result<(), Refusal> {
-        self.payee.check(&credential.0).map_err(refusal)
+        let checked = self.payee.check(&credential.0);
+        checked.map_err(|refused| refusal(*refused))
     }
 
     fn pay(&self, request: PaidRequest) -> BoxFuture<'_, Result<Payment, Refusal>> {

@@ -169,22 +169,18 @@ impl Payee {
     }
 
     /// Whether a credential answers a challenge of this payee: no more is looked at.
-    pub fn check(&self, credential: &str) -> Result<(), Refused> {
-        let credential = self.parse(credential)?;
-        let terms = self.0.challenges.terms(&credential.challenge);
-        terms
-            .map(drop)
-            .map_err(|refusal| self.refuse(&refusal, None))
-    }
-
-    fn parse(&self, credential: &str) -> Result<PaymentCredential, Refused> {
-        parse_authorization(credential)
-            .map_err(|error| self.refuse(&Refusal::Malformed(error.to_string()), None))
+    pub fn check(&self, credential: &str) -> Result<(), Box<Refused>> {
+        let answers = |credential: PaymentCredential| {
+            let terms = self.0.challenges.terms(&credential.challenge);
+            terms.map(drop)
+        };
+        let checked = parse(credential).and_then(answers);
+        checked.map_err(|refusal| Box::new(self.refuse(&refusal, None)))
     }
 
     /// Takes a payment in.
     pub async fn pay(&self, paid: Paid<'_>) -> Result<Accepted, Refused> {
-        let credential = self.parse(paid.credential)?;
+        let credential = parse(paid.credential).map_err(|refusal| self.refuse(&refusal, None))?;
         let channel_id = channel_of(&credential);
         let taken = self.take(&credential, paid).await;
         taken.map_err(|refusal| self.refuse(&refusal, channel_id))
@@ -562,6 +558,10 @@ impl Purse {
             usage: None,
         }
     }
+}
+
+fn parse(credential: &str) -> Result<PaymentCredential, Refusal> {
+    parse_authorization(credential).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
 /// The channel that a credential names.

@@ -305,3 +305,157 @@ async fn m17_who_does_not_read_frees_its_place_and_pays_for_what_was_sent() {
         .await;
     assert_eq!((books.spent, books.outcomes), (7, vec![]));
 }
+
+#[tokio::test]
+async fn m26_a_stream_that_fails_costs_what_it_delivered() {
+    let broken = || GenerateError::Internal {
+        message: "secret detail".to_owned(),
+    };
+    for (pieces, spent) in [(vec!["a"], 6), (vec!["a", "b", "c"], 8)] {
+        let till = Till::new(8);
+        let setup = open(Script::SayAndBreak(pieces.clone(), broken()), &till).await;
+        let answer = setup
+            .pay(CHAT, "voucher-99", &chat(json!({"stream": true})))
+            .await;
+        let text = Reading::of(answer).await.rest().await;
+        let mut expected = vec![chunk(0, ROLE, "null", "")];
+        expected.extend(pieces.iter().map(|piece| says(piece)));
+        // m27: after the first token, an error in the stream and the receipt.
+        expected.push(
+            "data: {\"error\":{\"message\":\"the server failed to answer; its log has the details\",\
+             \"type\":\"server_error\",\"param\":null,\"code\":null}}\n\n"
+                .to_owned(),
+        );
+        expected.push(format!(
+            "event: payment-receipt\ndata: {{\"finish\":\"error\",\"spent\":{spent}}}\n\n"
+        ));
+        assert_eq!(text, expected.concat());
+        assert_eq!((till.books().spent, till.books().reserved), (spent, 0));
+    }
+    // Tokens without a text are no delivery.
+    for (pieces, spent) in [(vec!["a", "", "b"], 7), (vec!["", ""], 0)] {
+        let till = Till::new(8);
+        let setup = open(Script::Say(pieces), &till).await;
+        let answer = setup
+            .pay(CHAT, "voucher-99", &chat(json!({"stream": true})))
+            .await;
+        Reading::of(answer).await.rest().await;
+        assert_eq!((till.books().spent, till.books().reserved), (spent, 0));
+    }
+    let till = Till::new(8);
+    let setup = open(Script::Say(vec![]), &till).await;
+    let answer = setup
+        .pay(CHAT, "voucher-99", &chat(json!({"stream": true})))
+        .await;
+    let text = Reading::of(answer).await.rest().await;
+    assert!(text.contains("{\"finish\":\"stop\",\"spent\":0}"), "{text}");
+    assert_eq!((till.books().charges, till.books().reserved), (vec![], 0));
+}
+
+#[tokio::test]
+async fn m26_who_leaves_a_stream_paid_for_what_was_delivered() {
+    let till = Till::new(8);
+    let setup = open(Script::SayAndWait("x"), &till).await;
+    let answer = setup
+        .pay(
+            CHAT,
+            "voucher-99",
+            &chat(json!({"stream": true, "max_tokens": 3})),
+        )
+        .await;
+    let mut reading = Reading::of(answer).await;
+    reading.until("\"x\"").await;
+    assert_eq!(till.books().reserved, 2);
+    drop(reading);
+    setup.engine.wait_for_dropped(1).await;
+    let books = till.wait_for(|books| books.reserved == 0).await;
+    assert_eq!((books.charges, books.outcomes), (vec![(5, 1)], vec![]));
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_for_a_voucher_is_kept_alive() {
+    let till = Till::new(1);
+    let setup = Setup::paid(FakeInference::new(Script::Say(vec!["a", "b"])), &till).await;
+    let answer = setup
+        .pay(CHAT, "voucher-6", &chat(json!({"stream": true})))
+        .await;
+    let mut reading = Reading::of(answer).await;
+    reading.until("payment-need-voucher").await;
+    reading.until(": keep-alive\n\n").await;
+    setup.top_up("voucher-99").await;
+    assert!(
+        reading
+            .rest()
+            .await
+            .contains("{\"finish\":\"stop\",\"spent\":7}")
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_stops_still_takes_vouchers_for_running_streams() {
+    let till = Till::new(1);
+    let setup = open(Script::Say(vec!["a", "b"]), &till).await;
+    let answer = setup
+        .pay(CHAT, "voucher-6", &chat(json!({"stream": true})))
+        .await;
+    let mut reading = Reading::of(answer).await;
+    reading.until("payment-need-voucher").await;
+    let url = setup.url(CHAT);
+    let stopping = tokio::spawn(setup.server.shutdown(Duration::from_secs(10)));
+    let refused = async || {
+        let question = setup.http.post(&url).json(&chat(json!({})));
+        let question = question.header("authorization", "Payment voucher-6");
+        question.send().await.expect("an answer").status() == 503
+    };
+    while !refused().await {
+        tokio::task::yield_now().await;
+    }
+    let voucher = setup
+        .http
+        .head(&url)
+        .header("authorization", "Payment voucher-99");
+    assert_eq!(voucher.send().await.expect("an answer").status(), 200);
+    assert!(reading.rest().await.ends_with("data: [DONE]\n\n"));
+    assert!(stopping.await.expect("no panic"), "nothing had to be cut");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_while_it_waits_ends_with_an_error_and_its_receipt() {
+    for overrun in [0, 10] {
+        let till = Till::new(1);
+        till.change(|books| books.overrun = overrun);
+        let setup = open(Script::Say(vec!["a", "b"]), &till).await;
+        let answer = setup
+            .pay(CHAT, "voucher-6", &chat(json!({"stream": true})))
+            .await;
+        let mut reading = Reading::of(answer).await;
+        reading.until("payment-need-voucher").await;
+        assert!(!setup.server.shutdown(Duration::from_millis(50)).await);
+        let text = reading.rest().await;
+        let (_, end) = text.rsplit_once("data: {\"error\"").expect("an error");
+        assert!(end.contains("the server was stopped"), "{text}");
+        assert!(
+            end.ends_with("data: {\"finish\":\"error\",\"spent\":6}\n\n"),
+            "{text}"
+        );
+        assert_eq!((till.books().spent, till.books().reserved), (6, 0));
+    }
+}
+
+#[tokio::test]
+async fn m26_log_probabilities_come_with_text_that_is_paid_for_or_not_at_all() {
+    for (is_stream, pieces, told, spent) in [
+        (true, vec!["", ""], 0, 0),
+        (false, vec!["", ""], 0, 0),
+        (true, vec!["a", "", "b"], 2, 7),
+        (false, vec!["a", "", "b"], 2, 7),
+    ] {
+        let till = Till::new(8);
+        let setup = open(Script::Say(pieces), &till).await;
+        let body = json!({"stream": is_stream, "logprobs": true, "top_logprobs": 2});
+        let answer = setup.pay(CHAT, "voucher-99", &chat(body)).await;
+        let text = answer.text().await.expect("an answer");
+        assert_eq!(text.matches("\"top_logprobs\":").count(), told, "{text}");
+        assert_eq!(till.books().spent, spent, "{text}");
+    }
+}

@@ -18,10 +18,13 @@ fn ask(market: &Market, is_stream: bool) -> Answer {
     market.ask("v1/completions", &body)
 }
 
+/// Tokens that an engine may put around those of a prompt.
+const PROMPT_ENDS: u128 = 4;
+
 /// The most that may be signed for a request whose answer had so many bytes.
 fn most(arrived: u128) -> u128 {
     let ends = if arrived > 0 { END_TOKENS } else { 0 };
-    cost(PROMPT, arrived + ends + WINDOW)
+    cost(PROMPT + PROMPT_ENDS, arrived + ends + WINDOW)
 }
 
 /// An honest answer: exactly what was delivered is charged, and what was in doubt is settled.

@@ -10,7 +10,7 @@ use super::market::{
 const LATE: u64 = 120;
 
 /// Tokens that "Tell me a story." can have at most: its bytes, its role's, and a template's.
-const PROMPT_MOST: u128 = 16 + 4 + 16 + 256;
+const PROMPT_MOST: u128 = 16 + 4 + 16 + 512;
 
 #[test]
 fn m07_a_consumer_leaves_while_the_provider_is_down_and_both_get_what_is_theirs() {
