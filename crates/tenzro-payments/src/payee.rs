@@ -442,13 +442,12 @@ impl Payee {
         self.0.settle.notified().await;
     }
 
-    /// Channels that the ledger has news of, until [`Self::has_heard`]. What was told before is there also
-    /// where the ledger does not answer.
-    pub(crate) async fn news(&self) -> (BTreeSet<B256>, Result<(), Refusal>) {
-        let told = self.0.escrow.news().await;
+    /// Channels that the ledger has news of, until [`Self::has_heard`].
+    pub(crate) async fn news(&self) -> Result<BTreeSet<B256>, Refusal> {
+        let told = self.0.escrow.news().await?;
         let mut news = lock(&self.0.news);
-        let answered = told.map(|told| news.extend(told));
-        (news.clone(), answered.map_err(Refusal::from))
+        news.extend(told);
+        Ok(news.clone())
     }
 
     pub(crate) fn has_heard(&self, id: B256) {
