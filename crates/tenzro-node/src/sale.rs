@@ -69,7 +69,7 @@ pub struct Sale {
 }
 
 impl Sale {
-    /// Opens the books of the wallet and begins to settle what is in them.
+    /// Opens the books of the wallet and begins to settle what this model's server has in them.
     pub async fn open(
         config: &Config,
         network: &Network,

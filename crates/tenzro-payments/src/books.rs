@@ -23,7 +23,7 @@ use alloy::primitives::{Address, B256};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use crate::channel::{Channel, Status};
+use crate::channel::{Channel, Status, VOUCHERS_MAX};
 use crate::signature::Signature;
 
 pub use earnings::{DayEarnings, Earnings, earnings};
@@ -55,7 +55,7 @@ pub struct Served {
     pub output_tokens: u32,
     /// Wei.
     pub charged: u128,
-    /// Why it ended; empty while it runs.
+    /// Why it ended; empty while it runs, and where nobody saw its end: the client left, or the server died.
     pub finish: String,
     /// From the request to the first token.
     pub ttft_ms: u64,
@@ -78,6 +78,11 @@ pub enum Change {
         signature: Signature,
         /// Whether it came bound to a request.
         binds_requests: bool,
+    },
+    /// A channel has more vouchers than are kept.
+    Crowded {
+        /// The channel.
+        channel_id: B256,
     },
     /// Tokens are being delivered, or a request is over.
     Spent {
@@ -316,6 +321,17 @@ fn apply(conn: &Transaction<'_>, owner: &str, change: &Change) -> Result<(), Boo
                     "UPDATE channel SET binds_requests = 1 WHERE id = ?1 AND NOT binds_requests";
                 conn.prepare_cached(sql)?.execute([channel_id.as_slice()])?;
             }
+        }
+        Change::Crowded { channel_id } => {
+            forget_vouchers(conn, *channel_id)?;
+            // As in memory: the newest stays, and those that are needed first.
+            let sql = "DELETE FROM voucher WHERE channel = ?1
+                 AND amount < (SELECT max(amount) FROM voucher WHERE channel = ?1)
+                 AND amount >= (SELECT amount FROM voucher WHERE channel = ?1
+                                ORDER BY amount LIMIT 1 OFFSET ?2)";
+            let kept = whole(VOUCHERS_MAX as u64 - 1);
+            conn.prepare_cached(sql)?
+                .execute(params![channel_id.as_slice(), kept])?;
         }
         Change::Spent { spent, served } => {
             let sql = "UPDATE channel SET spent = max(spent, ?2) WHERE id = ?1";

@@ -19,9 +19,9 @@ use crate::signature::Signature;
 use crate::voucher::Voucher;
 use crate::wire::ChannelState;
 
-/// Vouchers that are kept in memory. A payer that signs more of them before it is served loses steps between
+/// Vouchers that are kept. A payer that signs more of them before it is served loses steps between
 /// the last two, and what is settled may then be a little more than what it had.
-const VOUCHERS_MAX: usize = 256;
+pub(crate) const VOUCHERS_MAX: usize = 256;
 
 /// What can happen to a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,14 +182,15 @@ impl Channel {
         Ok(true)
     }
 
-    /// Counts a voucher that was checked and written down. Vouchers may come in any order.
-    pub fn accept(&mut self, voucher: &Voucher) {
+    /// Counts a voucher that was checked and written down. Vouchers may come in any order. Says whether there
+    /// are too many, so that another one is forgotten for it.
+    pub fn accept(&mut self, voucher: &Voucher) -> bool {
         if voucher.amount.0 <= self.accepted() {
-            return;
+            return false;
         }
         self.vouchers
             .push_back((voucher.amount.0, voucher.signature));
-        self.forget_vouchers();
+        self.forget_vouchers()
     }
 
     /// Sets money aside; false where there is not enough.
@@ -289,16 +290,18 @@ impl Channel {
 
     /// Of the vouchers that are earned only the highest is worth keeping. Of too many others the steps right
     /// below the newest are the last to be earned.
-    fn forget_vouchers(&mut self) {
+    fn forget_vouchers(&mut self) -> bool {
         let is_earned = |voucher: Option<&(u128, Signature)>| {
             voucher.is_some_and(|(amount, _)| *amount <= self.spent)
         };
         while is_earned(self.vouchers.get(1)) {
             self.vouchers.pop_front();
         }
+        let is_crowded = self.vouchers.len() > VOUCHERS_MAX;
         while self.vouchers.len() > VOUCHERS_MAX {
             self.vouchers.remove(self.vouchers.len() - 2);
         }
+        is_crowded
     }
 }
 

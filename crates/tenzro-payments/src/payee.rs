@@ -303,10 +303,10 @@ impl Payee {
                 return Err(Refusal::Public);
             }
             let is_new = state.channel.check(amount, signer)?;
-            // Only who may sign uses the rate up: else anybody could keep the payer from paying. What changes
-            // nothing does not: anybody may have it.
-            let does = is_new || serves || binds_requests;
-            if does && !state.allows_voucher(Instant::now()) {
+            // Only who may sign uses the rate up: else anybody could keep the payer from paying, also with a
+            // voucher that was settled.
+            let is_anybodys = !serves && !binds_requests && state.channel.is_public(amount);
+            if !is_anybodys && !state.allows_voucher(Instant::now()) {
                 return Err(Refusal::TooMany);
             }
             // A voucher that is no new money can still be the first that comes bound to a request.
@@ -322,12 +322,16 @@ impl Payee {
             binds_requests,
         };
         self.0.books.write(change).await?;
-        {
+        let is_crowded = {
             let mut state = cell.lock();
-            state.channel.accept(voucher);
             state.channel.binds_requests |= binds_requests;
-        }
+            state.channel.accept(voucher)
+        };
         cell.wake();
+        if is_crowded {
+            let channel_id = voucher.channel_id;
+            self.0.books.write(Change::Crowded { channel_id }).await?;
+        }
         Ok(())
     }
 
@@ -447,13 +451,12 @@ impl Payee {
         self.0.settle.notified().await;
     }
 
-    /// Channels that the ledger has news of, until [`Self::has_heard`]. What was told before is there also
-    /// where the ledger does not answer.
-    pub(crate) async fn news(&self) -> (BTreeSet<B256>, Result<(), Refusal>) {
-        let told = self.0.escrow.news().await;
+    /// Channels that the ledger has news of, until [`Self::has_heard`].
+    pub(crate) async fn news(&self) -> Result<BTreeSet<B256>, Refusal> {
+        let told = self.0.escrow.news().await?;
         let mut news = lock(&self.0.news);
-        let answered = told.map(|told| news.extend(told));
-        (news.clone(), answered.map_err(Refusal::from))
+        news.extend(told);
+        Ok(news.clone())
     }
 
     pub(crate) fn has_heard(&self, id: B256) {

@@ -103,11 +103,8 @@ impl Payee {
     /// Takes in what the ledger says about channels since the last time. What cannot be taken in now is kept
     /// for the next time; the error is the first one.
     pub async fn take_news(&self) -> Result<(), Refusal> {
-        let (news, mut result) = self.news().await;
-        if result.is_err() {
-            return result;
-        }
-        for id in news {
+        let mut result = Ok(());
+        for id in self.news().await? {
             match self.hear(id).await {
                 Ok(()) => self.has_heard(id),
                 Err(error) if error.may_pass() => result = result.and(Err(error)),

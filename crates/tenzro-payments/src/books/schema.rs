@@ -40,7 +40,7 @@ CREATE TABLE request (
   input_tokens INTEGER NOT NULL,
   output_tokens INTEGER NOT NULL,
   charged BLOB NOT NULL,
-  finish TEXT NOT NULL,          -- empty while it runs, and after a crash
+  finish TEXT NOT NULL,          -- empty while it runs; later too, where its end was not seen
   ttft_ms INTEGER NOT NULL,
   duration_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

@@ -129,6 +129,38 @@ async fn vouchers_that_are_replaced_are_forgotten_but_never_the_highest() {
 }
 
 #[tokio::test]
+async fn m17_of_too_many_vouchers_those_that_are_needed_are_kept() {
+    let (_directory, path) = file();
+    let (books, _) = Books::open(&path, "a", nobody).expect("new");
+    for id in [1, 2] {
+        books
+            .write(Change::Channel(Box::new(channel(id, 1_000))))
+            .await
+            .expect("written");
+        let vouchers = (1..=400).map(|amount| books.write(voucher(id, amount)));
+        for result in futures::future::join_all(vouchers).await {
+            result.expect("written");
+        }
+    }
+    let change = Change::Crowded {
+        channel_id: B256::repeat_byte(1),
+    };
+    books.write(change).await.expect("written");
+    drop(books);
+    let conn = Connection::open(&path).expect("a file");
+    let kept = |id: u8| -> Vec<u128> {
+        conn.prepare("SELECT amount FROM voucher WHERE channel = ?1 ORDER BY amount")
+            .expect("a table")
+            .query_map([B256::repeat_byte(id).as_slice()], |row| amount(row, 0))
+            .expect("rows")
+            .collect::<Result<_, _>>()
+            .expect("amounts")
+    };
+    let expected: Vec<u128> = (1..=255).chain([400]).collect();
+    assert_eq!((kept(1), kept(2).len()), (expected, 400));
+}
+
+#[tokio::test]
 async fn a_channel_belongs_to_one_server_until_that_one_is_gone() {
     let (_directory, path) = file();
     let (first, _) = Books::open(&path, "a", nobody).expect("new");

@@ -30,17 +30,19 @@ enum Why {
     News,
 }
 
+type Lock = Arc<tokio::sync::Mutex<()>>;
+
 /// One lock for each channel that is being looked up or opened: twice the same deposit is one transaction, and
 /// no channel has two cells.
 #[derive(Debug, Default)]
 pub(super) struct Opening {
-    locks: Mutex<HashMap<B256, (Why, Arc<tokio::sync::Mutex<()>>)>>,
+    locks: Mutex<HashMap<B256, (Why, Lock)>>,
     /// Payers with a deposit under way: money that is not there pays for one failed transaction at a time.
     payers: Mutex<HashSet<Address>>,
 }
 
 impl Opening {
-    fn lock_of(&self, id: B256, why: Why) -> Result<Arc<tokio::sync::Mutex<()>>, Refusal> {
+    fn lock_of(&self, id: B256, why: Why) -> Result<Lock, Refusal> {
         let mut locks = lock(&self.locks);
         locks.retain(|_, (_, lock)| Arc::strong_count(lock) > 1);
         let beside = locks.values().filter(|(other, _)| *other == why).count();
