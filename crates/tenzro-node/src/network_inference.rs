@@ -113,6 +113,11 @@ impl Chosen {
             .await?;
         Ok(Embeddings {
             provider: Some(self.provider()),
+            cost: if self.is_free {
+                Some(Wei::ZERO)
+            } else {
+                vectors.cost
+            },
             ..vectors
         })
     }

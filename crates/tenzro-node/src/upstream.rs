@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use tenzro_api::{GenerateStream, Inference};
-use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::{
     CONTEXT_TOKENS_DEFAULT, EmbedRequest, Embeddings, EngineGauges, GenerateError, GenerateRequest,
     ModelCard, Prompt, PromptSize, ServerState, prompt_bound,
@@ -123,7 +122,7 @@ impl Inference for Upstream {
         Box::pin(async move {
             let mut vectors = Vec::new();
             let mut prompt_tokens = 0u32;
-            let mut cost: Option<Wei> = None;
+            let mut costs = Vec::new();
             for input in request.inputs {
                 let request = EmbeddingRequest {
                     model: model.clone(),
@@ -137,10 +136,7 @@ impl Inference for Upstream {
                     .await
                     .map_err(|error| refused(&error))?;
                 prompt_tokens = prompt_tokens.saturating_add(answer.usage.prompt_tokens);
-                if let Some(Wei(more)) = answer.usage.cost {
-                    let before = cost.unwrap_or_default();
-                    cost = Some(Wei(before.0.saturating_add(more)));
-                }
+                costs.push(answer.usage.cost);
                 match answer
                     .data
                     .into_iter()
@@ -155,7 +151,7 @@ impl Inference for Upstream {
                 vectors,
                 prompt_tokens,
                 provider: None,
-                cost,
+                cost: openai::total_cost(costs),
             })
         })
     }

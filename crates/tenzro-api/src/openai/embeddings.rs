@@ -69,7 +69,7 @@ pub(crate) async fn create(
             cost: embeddings.cost,
         },
     });
-    let answer = Provider::named(embeddings.provider, None).head(answer.into_response());
+    let answer = Provider::named(embeddings.provider, embeddings.cost).head(answer.into_response());
     match bill {
         Some(bill) => Ok(bill.settle_inputs(embeddings.prompt_tokens, answer).await?),
         None => Ok(answer),

@@ -171,9 +171,8 @@ async fn m24_a_channel_that_binds_requests_is_closed_by_a_bound_request_only() {
 async fn m01_a_payer_that_closes_or_leaves_pays_for_what_it_received() {
     for leaves in [false, true] {
         let scene = Scene::new();
-        scene.open(DEPOSIT, 100).await;
-        for amount in (200..=5_000).step_by(100) {
-            tokio::task::yield_now().await;
+        scene.open(DEPOSIT, 200).await;
+        for amount in (400..=5_000).step_by(200) {
             scene
                 .pay_for(&scene.payer.voucher(amount), b"")
                 .await
@@ -181,7 +180,7 @@ async fn m01_a_payer_that_closes_or_leaves_pays_for_what_it_received() {
         }
         let opened = purse(scene.pay_for(&scene.payer.voucher(0), b"").await);
         let spent = scene.deliver(&opened, 20).await;
-        let lowest = spent.next_multiple_of(100);
+        let lowest = spent.next_multiple_of(200);
         if leaves {
             scene.chain.request_close(scene.payer.channel());
             scene.payee.take_news().await.expect("read");

@@ -142,20 +142,26 @@ async fn m12_a_payee_that_lost_its_books_goes_on_from_what_was_settled() {
 }
 
 /// What was answered before a crash holds on a copy of the disk and the ledger of that moment, and both get
-/// what is theirs.
-async fn assert_survives(scene: &Scene, spent: u128, signed: u128) {
+/// what is theirs. `running` is a stream whose last tokens need not be written down yet: less than a quarter of
+/// a window, which is the provider's loss.
+async fn assert_survives(scene: &Scene, spent: u128, signed: u128, running: bool) {
+    let lag = match running {
+        true => u128::from(WINDOW / 4 - 1) * OUTPUT,
+        false => 0,
+    };
     let copy = scene.copy();
     let purse = purse(copy.pay_for(&copy.payer.voucher(0), b"").await);
     let receipt = purse.receipt();
-    let known = (receipt.spent.0, receipt.accepted_cumulative.0);
-    assert_eq!(known, (spent, signed));
+    assert_eq!(receipt.accepted_cumulative.0, signed);
+    let (least, known) = (spent - lag, receipt.spent.0);
+    assert!((least..=spent).contains(&known), "{known} of {spent}");
     copy.chain.request_close(copy.payer.channel());
     copy.payee.take_news().await.expect("read");
     let settled = copy.payee.settle_due(&Policy::default()).await;
     settled.expect("settled");
     copy.chain.withdraw(copy.payer.channel());
     let earned = copy.chain.balance(payee_address());
-    assert!((spent..=signed).contains(&earned), "{earned} of {spent}");
+    assert!((least..=signed).contains(&earned), "{earned} of {spent}");
     assert_eq!(copy.chain.total(), WEALTH);
 }
 
@@ -164,22 +170,22 @@ async fn m12_a_crash_after_any_write_loses_nothing_that_was_answered() {
     let scene = Scene::new();
     let (mut spent, mut signed) = (0, 0);
     let opened = scene.open(DEPOSIT, 0).await;
-    assert_survives(&scene, spent, signed).await;
+    assert_survives(&scene, spent, signed, false).await;
     for round in 0..3u128 {
         signed = spent + 20 * INPUT + u128::from(WINDOW) * OUTPUT;
         drop(crate::scene::purse(scene.voucher(signed).await));
-        assert_survives(&scene, spent, signed).await;
+        assert_survives(&scene, spent, signed, false).await;
         let mut meter = opened.start(order(20, 40)).expect("paid for");
         for token in 0..40 {
             let input = if token == 0 { 20 } else { 0 };
             let charge = meter.charge(Tokens { input, output: 1 }).await;
             assert_eq!(charge, Ok(Charge::Paid));
             spent += u128::from(input) * INPUT + OUTPUT;
-            assert_survives(&scene, spent, signed).await;
+            assert_survives(&scene, spent, signed, true).await;
             if let Some(need) = meter.ask() {
                 signed = need.required_cumulative.0;
                 drop(crate::scene::purse(scene.voucher(signed).await));
-                assert_survives(&scene, spent, signed).await;
+                assert_survives(&scene, spent, signed, true).await;
             }
         }
         let finish = "length".to_owned();
@@ -189,13 +195,13 @@ async fn m12_a_crash_after_any_write_loses_nothing_that_was_answered() {
                 finish,
             })
             .await;
-        assert_survives(&scene, spent, signed).await;
+        assert_survives(&scene, spent, signed, false).await;
         scene.payee.settle_all().await.expect("settled");
-        assert_survives(&scene, spent, signed).await;
+        assert_survives(&scene, spent, signed, false).await;
         let nonce = u64::try_from(round).expect("small") + 1;
         let topped = scene.pay(&scene.payer.top_up(DEPOSIT, nonce)).await;
         topped.expect("topped up");
-        assert_survives(&scene, spent, signed).await;
+        assert_survives(&scene, spent, signed, false).await;
     }
     scene.pay(&scene.payer.close(spent)).await.expect("closed");
     let copy = scene.copy();
