@@ -148,6 +148,7 @@ impl Turn {
     pub(super) fn footer(&self, model: &str) -> String {
         let cut = match self.finish_reason.as_deref() {
             Some("length") => " · cut at its limit",
+            Some("payment_required") => " · cut: the provider was not paid in time",
             _ => "",
         };
         format!(
@@ -196,4 +197,27 @@ fn explain(error: ClientError, place: &Place) -> anyhow::Error {
         ClientError::Protocol(_) | ClientError::Payment(_) => None,
     };
     Failure::new(error.to_string()).maybe_hint(hint).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_footer_says_why_an_answer_was_cut() {
+        let footer = |reason: &str| {
+            let turn = Turn {
+                text: "Once".to_owned(),
+                finish_reason: Some(reason.to_owned()),
+                usage: Usage::default(),
+                first_token: None,
+                seller: None,
+                whole: Duration::ZERO,
+            };
+            turn.footer("m")
+        };
+        assert!(footer("length").ends_with("cut at its limit"));
+        assert!(footer("payment_required").ends_with("not paid in time"));
+        assert!(footer("stop").ends_with(FREE));
+    }
 }
