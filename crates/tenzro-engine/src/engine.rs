@@ -17,11 +17,12 @@ use tenzro_protocol::inference::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::chat_template::{ChatTemplate, TemplateError};
+use crate::chat_template::TemplateError;
 use crate::cpu;
 use crate::error::LoadError;
-use crate::llama::{self, Context, ContextParams, Model, SEQ_MAX, Token};
+use crate::llama::{self, Context, ContextParams, Model, SEQ_MAX};
 use crate::schedule::{Limits, Sharing};
+use crate::tokenizer::Tokenizer;
 use crate::worker::{Admission, Bell, Command, Counters, EmbedJob, GenerateJob, Shared, Worker};
 
 /// Default of [`EngineConfig::parallel`]. Source: llama-server's automatic number of slots.
@@ -110,7 +111,7 @@ pub struct Engine {
 struct Inner {
     model: Arc<Model>,
     info: ModelInfo,
-    template: Result<ChatTemplate, TemplateError>,
+    tokenizer: Tokenizer,
     commands: SyncSender<Command>,
     bell: Arc<Bell>,
     admission: Arc<Admission>,
@@ -218,8 +219,8 @@ impl Engine {
             return Err(LoadError::WarmUp);
         }
 
-        let template = compile_template(&model);
-        let info = describe(&model, &sizes, template.as_ref().err());
+        let tokenizer = Tokenizer::of(Arc::clone(&model));
+        let info = describe(&model, &sizes, tokenizer.template_error());
         let admission = Arc::new(Admission::new(sizes.parallel, config.queue_size));
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -258,7 +259,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 model,
                 info,
-                template,
+                tokenizer,
                 commands,
                 bell,
                 admission,
@@ -451,25 +452,6 @@ fn check(setting: &'static str, value: u32, least: u32, most: u32) -> Result<(),
     })
 }
 
-fn compile_template(model: &Model) -> Result<ChatTemplate, TemplateError> {
-    let text = |token: Option<Token>| {
-        token
-            .map(|token| model.token_text(token))
-            .unwrap_or_default()
-    };
-    let vocab = Token::try_from(model.vocab_size()).unwrap_or(Token::MAX);
-    let control = (0..vocab)
-        .filter(|&token| model.is_control(token))
-        .map(|token| model.token_text(token))
-        .collect();
-    ChatTemplate::new(
-        model.chat_template(),
-        text(model.bos()),
-        text(model.eos()),
-        control,
-    )
-}
-
 fn describe(model: &Model, sizes: &Sizes, template_error: Option<&TemplateError>) -> ModelInfo {
     let has_chat_template = model.chat_template().is_some();
     let mut warnings = Vec::new();
@@ -525,11 +507,11 @@ fn first_seed() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-fn tokens_u32(tokens: usize) -> u32 {
+pub(crate) fn tokens_u32(tokens: usize) -> u32 {
     u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
-fn invalid(param: &'static str, message: String) -> GenerateError {
+pub(crate) fn invalid(param: &'static str, message: String) -> GenerateError {
     GenerateError::Invalid { param, message }
 }
 

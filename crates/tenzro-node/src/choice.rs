@@ -3,8 +3,7 @@
 
 use tenzro_payments::payer::audit::PromptTokens;
 use tenzro_protocol::amount::Wei;
-use tenzro_protocol::inference::prompt_bound::text_bytes_max;
-use tenzro_protocol::inference::{EmbedRequest, GenerateError, GenerateRequest, Prompt};
+use tenzro_protocol::inference::{EmbedRequest, GenerateError, GenerateRequest};
 use tenzro_protocol::network::EndpointInfo;
 
 /// Tokens of an answer, where the request does not say that there are fewer. Source: our choice; chat models
@@ -27,13 +26,16 @@ impl Demand {
 
     pub(crate) fn of_answer(request: &GenerateRequest) -> Self {
         Self {
-            prompt_tokens: prompt_tokens(&request.prompt),
+            prompt_tokens: PromptTokens::of(&request.prompt).likely,
             answer_tokens: request.max_tokens.unwrap_or(u32::MAX).min(ANSWER_TOKENS),
         }
     }
 
     pub(crate) fn of_vectors(request: &EmbedRequest) -> Self {
-        let inputs = request.inputs.iter().map(prompt_tokens);
+        let inputs = request
+            .inputs
+            .iter()
+            .map(|input| PromptTokens::of(input).likely);
         Self {
             prompt_tokens: inputs.fold(0, u32::saturating_add),
             answer_tokens: 0,
@@ -47,20 +49,6 @@ impl Demand {
         };
         let input = of(endpoint.price_per_input_token, self.prompt_tokens);
         input.saturating_add(of(endpoint.price_per_output_token, self.answer_tokens))
-    }
-}
-
-fn prompt_tokens(prompt: &Prompt) -> u32 {
-    match prompt {
-        Prompt::Chat(chat) => {
-            let text = chat
-                .messages
-                .iter()
-                .map(|message| text_bytes_max(&message.content));
-            PromptTokens::of_text(text.sum(), chat.messages.len()).likely
-        }
-        Prompt::Text(text) => PromptTokens::of_text(text_bytes_max(text), 0).likely,
-        Prompt::Tokens(tokens) => u32::try_from(tokens.len()).unwrap_or(u32::MAX),
     }
 }
 
@@ -210,7 +198,7 @@ fn prices(best: &EndpointInfo) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tenzro_protocol::inference::{ChatMessage, ChatPrompt, Sampling};
+    use tenzro_protocol::inference::{ChatMessage, ChatPrompt, Prompt, Sampling};
     use tenzro_protocol::network::{EndpointStatus, Location};
 
     use super::*;

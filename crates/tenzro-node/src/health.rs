@@ -55,11 +55,15 @@ impl Health {
         }
     }
 
-    /// One look. What was measured of endpoints that are not among these is forgotten.
+    /// One look. What was measured of endpoints that are not among these is forgotten, but not at once: whoever
+    /// made the list may not know yet what was just put on the ledger.
     async fn probe_due(&self, mut endpoints: Vec<EndpointInfo>) {
         {
             let mut measured = self.lock();
-            measured.retain(|id, _| endpoints.iter().any(|one| one.endpoint_id == *id));
+            measured.retain(|id, one| {
+                let is_new = one.last.is_some_and(|last| last.elapsed() < PERIOD);
+                is_new || endpoints.iter().any(|one| one.endpoint_id == *id)
+            });
             endpoints.retain(|endpoint| {
                 let is_usable = !matches!(
                     endpoint.status,
@@ -95,5 +99,19 @@ impl Health {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Measured>> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_first_probe_is_remembered_until_the_endpoint_is_listed() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let health = Health::new(Prober::new(true).expect("a prober"));
+        health.record("new", Some(Duration::from_millis(1)));
+        health.probe_due(Vec::new()).await;
+        assert!(health.measured().contains_key("new"));
     }
 }

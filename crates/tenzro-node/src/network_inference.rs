@@ -17,7 +17,6 @@ use tenzro_api::{GenerateStream, Inference};
 use tenzro_engine::Tokenizer;
 use tenzro_hub::{HashState, Library};
 use tenzro_payments::payer::Payer;
-use tenzro_payments::payer::audit::Recount;
 use tenzro_payments::payer::terms::Expected;
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::inference::{
@@ -254,25 +253,25 @@ impl Inner {
         }
         let payer = self.payer.clone().ok_or_else(no_wallet)?;
         let expected = expected(endpoint)?;
-        let recount = endpoint
+        let tokenizer = endpoint
             .model_hash
             .as_ref()
-            .and_then(|hash| self.recount(hash));
-        let client = PayingClient::new(url, self.allow_private, payer, expected, recount);
+            .and_then(|hash| self.tokenizer(hash));
+        let client = PayingClient::new(url, self.allow_private, payer, expected, tokenizer);
         let client = client.map_err(|error| unusable(error.to_string()))?;
         Ok(Upstream::new(client, name, card))
     }
 
-    /// The count of a model's tokens, where its very file is in the library of this home: what a provider
-    /// charges is then held against it, and not only against the bytes of the text.
-    fn recount(&self, hash: &str) -> Option<Recount> {
+    /// A model's tokenizer, where its very file is in the library of this home: what a provider charges is
+    /// then held against it, and not only against the bytes of the text.
+    fn tokenizer(&self, hash: &str) -> Option<Tokenizer> {
         let entries = self.library.list().ok()?;
         let entry = entries.into_iter().find(|entry| entry.sha256() == hash)?;
         if entry.quick_state() != HashState::Unchanged {
             return None;
         }
         match Tokenizer::open(entry.path()) {
-            Ok(tokenizer) => Some(Recount::new(move |text| tokenizer.count(text))),
+            Ok(tokenizer) => Some(tokenizer),
             Err(error) => {
                 tracing::warn!(model = entry.id, error, "its tokens cannot be counted");
                 None

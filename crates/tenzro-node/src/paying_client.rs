@@ -20,7 +20,8 @@ use reqwest::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tenzro_payments::payer::audit::Recount;
+use tenzro_engine::Tokenizer;
+use tenzro_payments::payer::audit::{PromptTokens, Recount};
 use tenzro_payments::payer::terms::{Expected, Terms};
 use tenzro_payments::payer::{Credential, Order, PaidRequest, PayError, Payer, unix_now};
 use tenzro_payments::voucher::request_hash;
@@ -66,7 +67,7 @@ struct Inner {
     base_url: Arc<str>,
     payer: Payer,
     expected: Expected,
-    recount: Option<Recount>,
+    tokenizer: Option<Tokenizer>,
     patience: Patience,
     /// The last challenge, which saves a round while it holds.
     terms: Mutex<Option<Terms>>,
@@ -104,7 +105,7 @@ impl PayingClient {
         allow_private: bool,
         payer: Payer,
         expected: Expected,
-        recount: Option<Recount>,
+        tokenizer: Option<Tokenizer>,
     ) -> Result<Self, ClientError> {
         let prober = Prober::new(allow_private).map_err(|error| connection(&error))?;
         let base_url = prober.check(base_url);
@@ -116,7 +117,7 @@ impl PayingClient {
                 base_url: base_url.into(),
                 payer,
                 expected,
-                recount,
+                tokenizer,
                 patience: Patience::default(),
                 terms: Mutex::new(None),
             }),
@@ -136,8 +137,8 @@ impl PayingClient {
         let mut request = request.clone();
         request.parameters.stream = Some(true);
         request.parameters.stream_options = Some(usage());
-        let order = chat_order(&request, self.inner.expected.answer_tokens_max);
-        self.stream("chat/completions", &request, order).await
+        let purchase = chat_order(&request, self.inner.expected.answer_tokens_max);
+        self.stream("chat/completions", &request, purchase).await
     }
 
     /// Streams a continuation, whether or not `stream` is set.
@@ -148,8 +149,8 @@ impl PayingClient {
         let mut request = request.clone();
         request.parameters.stream = Some(true);
         request.parameters.stream_options = Some(usage());
-        let order = completion_order(&request, self.inner.expected.answer_tokens_max);
-        self.stream("completions", &request, order).await
+        let purchase = completion_order(&request, self.inner.expected.answer_tokens_max);
+        self.stream("completions", &request, purchase).await
     }
 
     /// Embeds texts.
@@ -178,8 +179,9 @@ impl PayingClient {
         body: &impl Serialize,
         purchase: Purchase,
     ) -> Result<Chunks<T>, ClientError> {
+        let answers = purchase.shape.answers;
         let paid = self.open(path, body, purchase).await?;
-        let (request, answers) = (paid.request.map(Arc::new), purchase.shape.answers);
+        let request = paid.request.map(Arc::new);
         Ok(paid_chunks(self.clone(), paid.response, request, answers).boxed())
     }
 
@@ -197,9 +199,9 @@ impl PayingClient {
             request_hash: request_hash("POST", &format!("/v1/{path}"), &body),
             place: Arc::clone(&inner.base_url),
             model: inner.expected.model.clone(),
-            prompt: purchase.prompt,
             shape: purchase.shape,
-            recount: inner.recount.clone(),
+            prompt: self.count(purchase).await,
+            recount: inner.tokenizer.clone().map(recount),
         };
         let post = |credential: Option<&Credential>| {
             let request = inner.http.post(format!("{}/{path}", inner.base_url));
@@ -275,6 +277,16 @@ impl PayingClient {
         not_served(request).await;
         let reason = "it refuses every payment that it asks for";
         Err(ClientError::Protocol(reason.to_owned()))
+    }
+
+    /// Tokens of what is bought; a long prompt takes a while.
+    async fn count(&self, purchase: Purchase) -> PromptTokens {
+        let Some(tokenizer) = self.inner.tokenizer.clone() else {
+            return purchase.prompt(None);
+        };
+        let bound = purchase.prompt(None);
+        let counted = tokio::task::spawn_blocking(move || purchase.prompt(Some(&tokenizer)));
+        counted.await.unwrap_or(bound)
     }
 
     /// The terms that a refusal offers; they are kept for the next request.
@@ -362,6 +374,11 @@ impl OpenAiServer for PayingClient {
         let client = self.clone();
         Box::pin(async move { client.embed(&request).await })
     }
+}
+
+/// Counts answers.
+fn recount(tokenizer: Tokenizer) -> Recount {
+    Recount::new(move |text| tokenizer.count(text))
 }
 
 fn usage() -> StreamOptions {

@@ -14,10 +14,11 @@ mod terminal;
 mod usage;
 mod wallet;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+use tenzro_testkit::model_path;
 
 /// A home and the command line that uses it.
 struct Home {
@@ -172,21 +173,4 @@ fn kill(pid: &str, is_running: impl Fn() -> bool) {
         assert!(std::time::Instant::now() < patience, "process {pid} lives");
         std::thread::yield_now();
     }
-}
-
-/// The model of `script/fetch-test-model`.
-fn model_path() -> PathBuf {
-    let path = std::env::var_os("TENZRO_TEST_MODEL").map_or_else(
-        || {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-                .join("../../.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
-        PathBuf::from,
-    );
-    assert!(
-        path.is_file(),
-        "{} is missing: run script/fetch-test-model",
-        path.display()
-    );
-    path
 }

@@ -1,12 +1,9 @@
 //! From a request to tokens, or to the reason why it is refused. Needs nothing but the model's
 //! immutable parts.
 
-use tenzro_protocol::inference::{
-    ChatPrompt, EmbedRequest, GenerateError, GenerateRequest, Prompt,
-};
+use tenzro_protocol::inference::{EmbedRequest, GenerateError, GenerateRequest, Prompt};
 
 use super::{Inner, invalid, tokens_u32};
-use crate::chat_template::TemplateError;
 use crate::embedder;
 use crate::llama::Token;
 
@@ -23,7 +20,7 @@ pub(super) struct Checked {
 
 impl Inner {
     pub(super) fn check(&self, request: &GenerateRequest) -> Result<Checked, GenerateError> {
-        let prompt = self.tokens_of(&request.prompt)?;
+        let prompt = self.tokenizer.encode(&request.prompt)?;
         let prompt_tokens = tokens_u32(prompt.len());
         let context_tokens = self.info.context_tokens;
         if prompt_tokens >= context_tokens {
@@ -70,7 +67,7 @@ impl Inner {
                 let message = "a conversation cannot be embedded".to_owned();
                 return Err(invalid("input", message));
             }
-            let tokens = self.tokens_of(input)?;
+            let tokens = self.tokenizer.encode(input)?;
             let prompt_tokens = tokens_u32(tokens.len());
             if prompt_tokens > context_tokens {
                 return Err(GenerateError::ContextLength {
@@ -81,52 +78,5 @@ impl Inner {
             Ok(tokens)
         };
         request.inputs.iter().map(check).collect()
-    }
-
-    fn tokens_of(&self, prompt: &Prompt) -> Result<Vec<Token>, GenerateError> {
-        let (tokens, param) = match prompt {
-            Prompt::Chat(prompt) => (self.chat_tokens(prompt)?, "messages"),
-            // The caller wrote the whole prompt, so special tokens in it are meant.
-            Prompt::Text(text) => (self.model.tokenize(text, true, true), "prompt"),
-            Prompt::Tokens(tokens) => (self.known(tokens)?, "prompt"),
-        };
-        if tokens.is_empty() {
-            return Err(invalid(param, format!("{param} is empty")));
-        }
-        Ok(tokens)
-    }
-
-    fn known(&self, tokens: &[u32]) -> Result<Vec<Token>, GenerateError> {
-        tokens
-            .iter()
-            .map(|&token| {
-                self.model.valid_token(token).ok_or_else(|| {
-                    invalid(
-                        "prompt",
-                        format!("token {token} is not in this model's vocabulary"),
-                    )
-                })
-            })
-            .collect()
-    }
-
-    fn chat_tokens(&self, prompt: &ChatPrompt) -> Result<Vec<Token>, GenerateError> {
-        let template_error = |error: &TemplateError| invalid("messages", error.to_string());
-        let template = self.template.as_ref().map_err(template_error)?;
-        let pieces = template
-            .render(prompt)
-            .map_err(|error| template_error(&error))?;
-        // A template that prints BOS itself must not get a second one.
-        let prints_bos = self
-            .model
-            .bos()
-            .map(|bos| self.model.token_text(bos))
-            .is_some_and(|bos| !bos.is_empty() && pieces[0].starts_with(&bos));
-        let mut tokens = Vec::new();
-        for (index, piece) in pieces.iter().enumerate() {
-            let add_special = index == 0 && !prints_bos;
-            tokens.extend(self.model.tokenize(piece, add_special, true));
-        }
-        Ok(tokens)
     }
 }

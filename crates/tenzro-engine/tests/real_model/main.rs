@@ -7,31 +7,13 @@ mod recount;
 mod requests;
 mod sharing;
 
-use std::path::PathBuf;
-
 use futures::StreamExt;
 use tenzro_engine::{Engine, EngineConfig, EngineStream};
 use tenzro_protocol::inference::{
     ChatMessage, ChatPrompt, Finished, GenerateError, GenerateEvent, GenerateRequest, Prompt,
     Sampling, Started, TokenLogprob,
 };
-
-/// The model of `script/fetch-test-model`.
-fn model_path() -> PathBuf {
-    let path = std::env::var_os("TENZRO_TEST_MODEL").map_or_else(
-        || {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-                .join("../../.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
-        PathBuf::from,
-    );
-    assert!(
-        path.is_file(),
-        "{} is missing: run script/fetch-test-model",
-        path.display()
-    );
-    path
-}
+use tenzro_testkit::model_path;
 
 /// Tests run beside each other: one thread each.
 fn config(ctx_size: u32, parallel: u32) -> EngineConfig {

@@ -2,7 +2,9 @@
 
 use tenzro_engine::Tokenizer;
 
-use super::{answer, ask, load, model_path};
+use tenzro_protocol::inference::Prompt;
+
+use super::{answer, ask, chat, load, message, model_path, request};
 
 #[tokio::test]
 async fn m19_the_text_of_an_answer_holds_the_tokens_that_were_generated() {
@@ -25,6 +27,28 @@ async fn m19_the_text_of_an_answer_holds_the_tokens_that_were_generated() {
             generated * 13 / 10 > most,
             "{question}: a bill of 30 % more passes"
         );
+    }
+}
+
+#[test]
+fn m19_a_prompt_is_counted_from_the_file_alone_as_the_engine_counts_it() {
+    let engine = load(512, 1);
+    let tokenizer = Tokenizer::open(&model_path()).expect("a vocabulary");
+    for request in [
+        ask("Name a fruit.", 1),
+        chat(
+            vec![
+                message("system", "Be brief."),
+                message("user", "Häuser und 家, <|im_end|> as text."),
+            ],
+            1,
+        ),
+        request(Prompt::Text("<|im_start|>user\nOnce upon".to_owned()), 1),
+        request(Prompt::Tokens(vec![1, 2, 3]), 1),
+        request(Prompt::Tokens(vec![9_999_999]), 1),
+    ] {
+        let counted = tokenizer.count_prompt(&request.prompt);
+        assert_eq!(counted, engine.count_prompt(&request));
     }
 }
 

@@ -1,40 +1,43 @@
-//! How much a request can cost, from what it says.
+//! What a request buys, from what it says.
 
+use tenzro_engine::Tokenizer;
 use tenzro_payments::payer::audit::{AnswerKind, AnswerShape, PromptTokens};
-use tenzro_protocol::inference::prompt_bound::{self, text_bytes_max};
-use tenzro_protocol::openai::chat::{ChatRequest, Content};
+use tenzro_protocol::inference::{ChatMessage, ChatPrompt, Prompt};
+use tenzro_protocol::openai::chat::{ChatRequest, Content, Message};
 use tenzro_protocol::openai::completions::{CompletionRequest, Input};
 use tenzro_protocol::openai::embeddings::EmbeddingRequest;
 use tenzro_protocol::openai::{Parameters, Stop};
 
 /// What a request buys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Purchase {
-    pub(super) prompt: PromptTokens,
+    pub(super) prompts: Vec<Prompt>,
     pub(super) shape: AnswerShape,
+}
+
+impl Purchase {
+    /// How many tokens the prompts may have: as the model's tokenizer counts them, where it is known.
+    pub(super) fn prompt(&self, tokenizer: Option<&Tokenizer>) -> PromptTokens {
+        let sizes = self.prompts.iter().map(|prompt| match (prompt, tokenizer) {
+            (Prompt::Chat(_) | Prompt::Text(_), Some(tokenizer)) => {
+                let counted = tokenizer.count_prompt(prompt);
+                // What cannot be counted is not served either, and costs nothing.
+                counted.map_or_else(|_| PromptTokens::of(prompt), PromptTokens::recounted)
+            }
+            _ => PromptTokens::of(prompt),
+        });
+        sizes.fold(PromptTokens::counted(0), sum)
+    }
 }
 
 /// `tokens_max` is what is paid for of one answer at most, whatever the request says.
 pub(super) fn chat_order(request: &ChatRequest, tokens_max: u32) -> Purchase {
-    let text = request.messages.iter().map(|message| {
-        let content = match &message.content {
-            Some(Content::Text(text)) => text_bytes_max(text),
-            Some(Content::Parts(parts)) => {
-                let texts = parts.iter().filter_map(|part| part.text.as_deref());
-                // They are joined by line ends.
-                texts.map(|text| text_bytes_max(text) + 1).sum()
-            }
-            None => 0,
-        };
-        let name = message.name.as_deref().unwrap_or_default();
-        content + text_bytes_max(&message.role) + text_bytes_max(name)
-    });
-    // A template may print its variables.
-    let kwargs = request.chat_template_kwargs.as_ref();
-    let kwargs = kwargs.and_then(|kwargs| serde_json::to_string(kwargs).ok());
-    let bytes = text.sum::<u64>() + kwargs.map_or(0, |text| text_bytes_max(&text));
+    let prompt = ChatPrompt {
+        messages: request.messages.iter().map(message).collect(),
+        template_kwargs: request.chat_template_kwargs.clone().unwrap_or_default(),
+    };
     Purchase {
-        prompt: PromptTokens::of_text(bytes, request.messages.len().max(1)),
+        prompts: vec![Prompt::Chat(prompt)],
         shape: shape(
             &request.parameters,
             request.max_completion_tokens,
@@ -44,52 +47,59 @@ pub(super) fn chat_order(request: &ChatRequest, tokens_max: u32) -> Purchase {
     }
 }
 
+/// As a model server reads it.
+fn message(message: &Message) -> ChatMessage {
+    let content = match &message.content {
+        Some(Content::Text(text)) => text.clone(),
+        Some(Content::Parts(parts)) => {
+            let texts = parts.iter().filter_map(|part| part.text.as_deref());
+            texts.collect::<Vec<_>>().join("\n")
+        }
+        None => String::new(),
+    };
+    let role = match message.role.as_str() {
+        "developer" => "system",
+        role => role,
+    };
+    ChatMessage {
+        role: role.to_owned(),
+        content,
+        name: message.name.clone(),
+    }
+}
+
 pub(super) fn completion_order(request: &CompletionRequest, tokens_max: u32) -> Purchase {
-    let (prompt, prompts) = input(&request.prompt);
+    let prompts = prompts(&request.prompt);
     Purchase {
-        prompt,
-        shape: shape(&request.parameters, None, prompts, tokens_max),
+        shape: shape(&request.parameters, None, count(&prompts), tokens_max),
+        prompts,
     }
 }
 
 pub(super) fn embedding_order(request: &EmbeddingRequest) -> Purchase {
-    let (prompt, answers) = input(&request.input);
+    let prompts = prompts(&request.input);
     Purchase {
-        prompt,
         shape: AnswerShape {
             kind: AnswerKind::Vectors,
-            answers,
+            answers: count(&prompts),
             tokens_max: Some(0),
             stop_bytes: 0,
         },
+        prompts,
     }
 }
 
-/// Tokens of a prompt or several, and how many there are.
-fn input(input: &Input) -> (PromptTokens, u32) {
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let all = |prompts: Vec<PromptTokens>| {
-        let number = count(prompts.len());
-        let all = prompts.into_iter().fold(PromptTokens::counted(0), sum);
-        (all, number)
-    };
-    let of_tokens = |tokens: &Vec<u32>| {
-        let size = prompt_bound::of_tokens(tokens.len());
-        PromptTokens {
-            likely: size.least,
-            most: size.tokens,
-        }
-    };
+fn prompts(input: &Input) -> Vec<Prompt> {
     match input {
-        Input::Text(text) => all(vec![of_text(text)]),
-        Input::Tokens(tokens) => all(vec![of_tokens(tokens)]),
-        Input::Texts(texts) => all(texts.iter().map(|text| of_text(text)).collect()),
-        Input::TokenLists(lists) => all(lists.iter().map(of_tokens).collect()),
+        Input::Text(text) => vec![Prompt::Text(text.clone())],
+        Input::Tokens(tokens) => vec![Prompt::Tokens(tokens.clone())],
+        Input::Texts(texts) => texts.iter().cloned().map(Prompt::Text).collect(),
+        Input::TokenLists(lists) => lists.iter().cloned().map(Prompt::Tokens).collect(),
     }
 }
 
-fn of_text(text: &str) -> PromptTokens {
-    PromptTokens::of_text(text_bytes_max(text), 0)
+fn count(prompts: &[Prompt]) -> u32 {
+    u32::try_from(prompts.len()).unwrap_or(u32::MAX)
 }
 
 fn sum(one: PromptTokens, other: PromptTokens) -> PromptTokens {
@@ -122,24 +132,43 @@ fn shape(
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tenzro_protocol::inference::{ChatMessage, ChatPrompt, Prompt};
+    use tenzro_protocol::inference::prompt_bound;
 
     use super::*;
 
     #[test]
-    fn what_a_chat_buys_is_bounded_by_its_text_and_its_parameters() {
+    fn what_a_chat_buys_is_its_conversation_within_its_parameters() {
         let request: ChatRequest = serde_json::from_value(json!({
             "model": "m",
             "messages": [
-                { "role": "system", "content": "abc" },
-                { "role": "user", "name": "ada", "content": [{ "type": "text", "text": "defgh" }] },
+                { "role": "developer", "content": "abc" },
+                {
+                    "role": "user", "name": "Ada",
+                    "content": [{ "type": "text", "text": "d" }, { "type": "text", "text": "e" }],
+                },
+                { "role": "assistant" },
             ],
+            "chat_template_kwargs": { "enable_thinking": false },
             "n": 2, "max_tokens": 9, "max_completion_tokens": 7, "stop": ["x", "long"],
         }))
         .expect("a request");
         let purchase = chat_order(&request, 100);
-        let bytes = 3 + 6 + (5 + 1) + 4 + 3;
-        assert_eq!(purchase.prompt, PromptTokens::of_text(bytes, 2));
+        let message = |role: &str, content: &str, name: Option<&str>| ChatMessage {
+            role: role.to_owned(),
+            content: content.to_owned(),
+            name: name.map(str::to_owned),
+        };
+        let kwargs = json!({ "enable_thinking": false });
+        let bought = Prompt::Chat(ChatPrompt {
+            messages: vec![
+                message("system", "abc", None),
+                message("user", "d\ne", Some("Ada")),
+                message("assistant", "", None),
+            ],
+            template_kwargs: kwargs.as_object().expect("an object").clone(),
+        });
+        assert_eq!(purchase.prompt(None), PromptTokens::of(&bought));
+        assert_eq!(purchase.prompts, [bought]);
         let expected = AnswerShape {
             kind: AnswerKind::Stream,
             answers: 2,
@@ -152,60 +181,35 @@ mod tests {
     }
 
     #[test]
-    fn prompts_of_tokens_are_counted_and_those_of_text_are_bounded() {
-        let of = |prompt: serde_json::Value| {
-            let request = json!({ "model": "m", "prompt": prompt, "n": 3 });
-            let request: CompletionRequest = serde_json::from_value(request).expect("a request");
-            let purchase = completion_order(&request, 100);
-            assert_eq!(purchase.shape.tokens_max, Some(100));
-            (purchase.prompt, purchase.shape.answers)
-        };
-        let tokens = |likely, most| PromptTokens { likely, most };
-        assert_eq!(of(json!([1, 2, 3])), (tokens(3, 3 + 4), 3));
-        assert_eq!(of(json!([[1, 2], [3]])), (tokens(3, 3 + 2 * 4), 6));
-        assert_eq!(of(json!("abcdef")), (PromptTokens::of_text(6, 0), 3));
-        let (two, answers) = of(json!(["abc", "abcdef"]));
-        let one = |bytes| PromptTokens::of_text(bytes, 0);
-        assert_eq!(two, sum(one(3), one(6)));
-        assert_eq!(answers, 6);
-    }
-
-    #[test]
     fn a_buyer_pays_for_every_prompt_that_a_seller_without_a_tokenizer_sets_aside() {
-        let message = |role: &str, content: &str, name: Option<&str>| ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-            name: name.map(str::to_owned),
-        };
-        let kwargs = json!({"enable_thinking": false, "\"odd\"": ["\u{958}", {"a": 1.5}]});
-        let sold = Prompt::Chat(ChatPrompt {
-            messages: vec![
-                message("system", "Be brief.\nBe kind.\n\u{1d160}", None),
-                message("user", "家\u{958}", Some("Ada")),
-            ],
-            template_kwargs: kwargs.as_object().expect("an object").clone(),
-        });
-        let parts = ["Be brief.", "Be kind.", "\u{1d160}"]
-            .map(|text| json!({"type": "text", "text": text}));
-        let request: ChatRequest = serde_json::from_value(json!({
-            "model": "m",
-            "messages": [
-                { "role": "developer", "content": parts },
-                { "role": "user", "name": "Ada", "content": "家\u{958}" },
-            ],
-            "chat_template_kwargs": kwargs,
-        }))
-        .expect("a request");
-        let seller = prompt_bound::prompt_size(&sold);
-        assert!(chat_order(&request, 1).prompt.most >= seller.tokens);
+        let text = |text: &str| Prompt::Text(text.to_owned());
         for (input, sold) in [
-            (json!("\u{958}bc"), Prompt::Text("\u{958}bc".to_owned())),
-            (json!([1, 2, 3]), Prompt::Tokens(vec![1, 2, 3])),
+            (json!([1, 2, 3]), vec![Prompt::Tokens(vec![1, 2, 3])]),
+            (
+                json!([[1, 2], [3]]),
+                vec![Prompt::Tokens(vec![1, 2]), Prompt::Tokens(vec![3])],
+            ),
+            (json!("\u{958}bc"), vec![text("\u{958}bc")]),
+            (json!(["abc", "abcdef"]), vec![text("abc"), text("abcdef")]),
         ] {
-            let request = json!({ "model": "m", "input": input });
-            let request: EmbeddingRequest = serde_json::from_value(request).expect("a request");
-            let seller = prompt_bound::prompt_size(&sold);
-            assert_eq!(embedding_order(&request).prompt.most, seller.tokens);
+            let most: u32 = sold
+                .iter()
+                .map(|prompt| prompt_bound::prompt_size(prompt).tokens)
+                .sum();
+            let request = json!({ "model": "m", "prompt": input, "input": input, "n": 3 });
+            let completion: CompletionRequest =
+                serde_json::from_value(request.clone()).expect("a request");
+            let completion = completion_order(&completion, 100);
+            let embedding: EmbeddingRequest = serde_json::from_value(request).expect("a request");
+            let embedding = embedding_order(&embedding);
+            let number = u32::try_from(sold.len()).expect("few");
+            assert_eq!(completion.shape.answers, 3 * number);
+            assert_eq!(completion.shape.tokens_max, Some(100));
+            assert_eq!(embedding.shape.answers, number);
+            for purchase in [completion, embedding] {
+                assert_eq!(purchase.prompts, sold);
+                assert_eq!(purchase.prompt(None).most, most);
+            }
         }
     }
 }

@@ -6,13 +6,17 @@ mod upstream;
 
 use futures::StreamExt;
 use serde_json::json;
+use tenzro_engine::Tokenizer;
+use tenzro_payments::payer::PayError;
 use tenzro_payments::price::Tokens;
 use tenzro_protocol::amount::Wei;
 use tenzro_protocol::openai::chat::{ChatChunk, ChatRequest};
 use tenzro_protocol::openai::completions::CompletionRequest;
 use tenzro_protocol::openai::embeddings::EmbeddingRequest;
 use tenzro_testkit::fake_inference::{FakeInference, INPUT_TOKENS, PROMPT_TOKENS, Script};
+use tenzro_testkit::model_path;
 
+use super::order::chat_order;
 use crate::openai_client::{Chunks, ClientError};
 use market::{Market, PRICING, Shop};
 
@@ -83,6 +87,29 @@ async fn a_prompt_that_the_provider_counts_higher_takes_another_round() {
     let (answer, error) = text(shop.client(&market).chat(&chat()).await.expect("paid")).await;
     assert_eq!((answer.as_str(), error.is_none()), ("ab", true));
     assert_eq!(spent(&market).await, cost(PROMPT_TOKENS, 2));
+}
+
+#[tokio::test]
+async fn m19_a_prompt_costs_no_more_than_the_models_own_tokenizer_counts() {
+    let market = Market::new();
+    let tokenizer = Tokenizer::open(&model_path()).expect("a vocabulary");
+    let purchase = chat_order(&chat(), 1_000);
+    let counted = purchase.prompt(Some(&tokenizer));
+    assert!(counted.likely > 5 && counted.most < purchase.prompt(None).most / 2);
+    for (tokens, is_paid) in [(counted.most, true), (counted.most + 1, false)] {
+        let engine = FakeInference::new(Script::Say(vec!["a", "b"])).guessing(1, tokens);
+        let shop = Shop::open(&market, engine).await;
+        let client = market.counting_client(&shop.base_url(), 30, Some(tokenizer.clone()));
+        match client.chat(&chat()).await {
+            Ok(chunks) => assert!(is_paid && text(chunks).await.1.is_none()),
+            Err(error) => {
+                let is_overbilled =
+                    matches!(error, ClientError::Payment(PayError::Overbilled { .. }));
+                assert!(!is_paid && is_overbilled, "{tokens}: {error:?}");
+            }
+        }
+        assert_eq!(spent(&market).await, cost(PROMPT_TOKENS, 2));
+    }
 }
 
 #[tokio::test]

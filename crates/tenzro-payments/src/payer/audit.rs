@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tenzro_protocol::amount::Wei;
-use tenzro_protocol::inference::prompt_bound;
+use tenzro_protocol::inference::{Prompt, prompt_bound};
 
 use crate::price::{Pricing, Tokens};
 
@@ -20,8 +20,10 @@ pub const TOLERANCE_DIVISOR: u64 = 32;
 pub const TOLERANCE_TOKENS: u64 = 2;
 /// Tokens without text that end an answer.
 const END_TOKENS: u64 = 2;
-/// Bytes of a token, as a guess for the first offer only.
-const BYTES_PER_TOKEN: u64 = 3;
+/// Guesses for the first offer only: bytes of a token, tokens around a message, and tokens that a template adds.
+const BYTES_PER_TOKEN: usize = 3;
+const MESSAGE_TOKENS: usize = 8;
+const TEMPLATE_TOKENS: usize = 32;
 /// Counted text that is kept for the last count; what is beyond counts by its bytes.
 const TEXT_BYTES_MAX: usize = 4 << 20;
 
@@ -62,21 +64,32 @@ impl PromptTokens {
         }
     }
 
-    /// A conversation of so many bytes of text, as [`prompt_bound::text_bytes_max`] counts them, in so many
-    /// messages; 0 messages is plain text.
-    pub fn of_text(bytes: u64, messages: usize) -> Self {
-        let template = match messages {
-            0 => prompt_bound::TEXT_TOKENS_MAX,
-            _ => prompt_bound::TEMPLATE_TOKENS_MAX,
+    /// Of a prompt whose tokenizer is not known: between the bounds that sellers go by too.
+    pub fn of(prompt: &Prompt) -> Self {
+        let most = prompt_bound::prompt_size(prompt).tokens;
+        let likely = match prompt {
+            Prompt::Chat(chat) => {
+                let texts = chat.messages.iter().map(|message| message.content.len());
+                let marks = chat.messages.len() * MESSAGE_TOKENS;
+                texts.sum::<usize>() / BYTES_PER_TOKEN + marks + TEMPLATE_TOKENS
+            }
+            Prompt::Text(text) => text.len() / BYTES_PER_TOKEN,
+            Prompt::Tokens(tokens) => tokens.len(),
         };
-        let messages = u64::try_from(messages).unwrap_or(u64::MAX);
-        let markup = messages.saturating_mul(prompt_bound::MESSAGE_TOKENS_MAX);
-        let likely = (bytes / BYTES_PER_TOKEN)
-            .saturating_add(markup / 2)
-            .saturating_add(template / 16);
+        let likely = u32::try_from(likely).unwrap_or(u32::MAX);
         Self {
-            likely: clamp(likely.max(1)),
-            most: clamp(bytes.saturating_add(markup).saturating_add(template)),
+            likely: likely.clamp(1, most.max(1)),
+            most,
+        }
+    }
+
+    /// Of a prompt that was counted with the model's own tokenizer and template. A seller's may differ by a
+    /// little: in a date that the template prints, or the marks around a text.
+    pub fn recounted(tokens: u32) -> Self {
+        let slack = u64::from(tokens) / TOLERANCE_DIVISOR + prompt_bound::TEXT_TOKENS_MAX;
+        Self {
+            likely: tokens,
+            most: clamp(u64::from(tokens) + slack),
         }
     }
 }
@@ -271,6 +284,7 @@ pub fn audit(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tenzro_protocol::inference::{ChatMessage, ChatPrompt};
 
     use super::*;
 
@@ -399,9 +413,29 @@ mod tests {
         }
 
         #[test]
-        fn prompts_are_never_thought_longer_than_their_bound(bytes: u64, messages in 0usize..5_000) {
-            let prompt = PromptTokens::of_text(bytes, messages);
-            prop_assert!(prompt.likely >= 1 && prompt.likely <= prompt.most);
+        fn prompts_are_never_thought_longer_than_their_bound(
+            texts in proptest::collection::vec(".{0,40}", 1..9),
+            tokens in 1u32..,
+        ) {
+            let messages = texts.iter().map(|text| ChatMessage {
+                role: "user".to_owned(),
+                content: text.clone(),
+                name: None,
+            });
+            let chat = ChatPrompt { messages: messages.collect(), ..ChatPrompt::default() };
+            let list = vec![1; texts.len()];
+            for prompt in [
+                Prompt::Chat(chat),
+                Prompt::Text(texts[0].clone()),
+                Prompt::Tokens(list),
+            ] {
+                let PromptTokens { likely, most } = PromptTokens::of(&prompt);
+                prop_assert!(likely >= 1 && likely <= most);
+                prop_assert_eq!(most, prompt_bound::prompt_size(&prompt).tokens);
+            }
+            let PromptTokens { likely, most } = PromptTokens::recounted(tokens);
+            prop_assert!(likely == tokens && most >= tokens);
+            prop_assert!(u64::from(most) <= u64::from(tokens) * 33 / 32 + 5);
         }
     }
 }

@@ -10,11 +10,11 @@ use super::{ChatPrompt, Prompt, PromptSize};
 
 /// Tokens around one message: its marks, and line ends between them. ChatML needs 5 besides the role,
 /// Llama 3 needs 4.
-pub const MESSAGE_TOKENS_MAX: u64 = 16;
+const MESSAGE_TOKENS_MAX: u64 = 16;
 
 /// Tokens that a template adds once: BOS, the head of the answer, a date, and the system prompt that
 /// some bring when the conversation has none. Those of Mistral and SmolLM3 have about 300.
-pub const TEMPLATE_TOKENS_MAX: u64 = 512;
+const TEMPLATE_TOKENS_MAX: u64 = 512;
 
 /// Tokens that are added to a plain text or to token ids: BOS, EOS, a separator and the blank that
 /// SentencePiece puts first.
@@ -40,7 +40,7 @@ pub fn prompt_size(prompt: &Prompt) -> PromptSize {
 }
 
 /// The same for a prompt of that many token ids.
-pub fn of_tokens(tokens: usize) -> PromptSize {
+fn of_tokens(tokens: usize) -> PromptSize {
     let tokens = count(tokens);
     size(tokens, tokens + TEXT_TOKENS_MAX)
 }
@@ -76,7 +76,7 @@ fn chat_tokens_max(chat: &ChatPrompt) -> u64 {
 }
 
 /// Bytes of the text in UTF-8, after NFC if that is more.
-pub fn text_bytes_max(text: &str) -> u64 {
+fn text_bytes_max(text: &str) -> u64 {
     text.chars()
         .map(|c| count(c.len_utf8()) * nfc_growth_max(c))
         .sum()

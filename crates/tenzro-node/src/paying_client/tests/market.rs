@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tenzro_api::{Inference, Limits, Server, ServerConfig};
+use tenzro_engine::Tokenizer;
 use tenzro_ledger::channels::{ChannelTerms, Escrow as OnLedger};
 use tenzro_ledger::{Address, B256, PrivateKeySigner};
 use tenzro_payments::books::Books;
@@ -84,6 +85,16 @@ impl Market {
     }
 
     pub(super) fn client(&self, base_url: &str, output_price_max: u128) -> PayingClient {
+        self.counting_client(base_url, output_price_max, None)
+    }
+
+    /// One that has the model's file.
+    pub(super) fn counting_client(
+        &self,
+        base_url: &str,
+        output_price_max: u128,
+        tokenizer: Option<Tokenizer>,
+    ) -> PayingClient {
         let expected = Expected {
             payee: signer(9).address(),
             model: "fake".to_owned(),
@@ -93,7 +104,8 @@ impl Market {
             window_tokens_max: 32,
             answer_tokens_max: 1_000,
         };
-        PayingClient::new(base_url, true, self.payer.clone(), expected, None).expect("a client")
+        let payer = self.payer.clone();
+        PayingClient::new(base_url, true, payer, expected, tokenizer).expect("a client")
     }
 }
 
