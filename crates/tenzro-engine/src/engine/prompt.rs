@@ -1,4 +1,4 @@
-//! From a request to tokens, or to the reason why it is refused. Needs nothing but the model's
+//! From a request to what is computed, or to the reason why it is refused. Needs nothing but the model's
 //! immutable parts.
 
 use tenzro_protocol::inference::{EmbedRequest, GenerateError, GenerateRequest, Prompt};
