@@ -200,7 +200,7 @@ impl PayingClient {
             place: Arc::clone(&inner.base_url),
             model: inner.expected.model.clone(),
             shape: purchase.shape,
-            prompt: self.count(purchase).await,
+            prompt: self.count(purchase).await?,
             recount: inner.tokenizer.clone().map(recount),
         };
         let post = |credential: Option<&Credential>| {
@@ -280,13 +280,11 @@ impl PayingClient {
     }
 
     /// Tokens of what is bought; a long prompt takes a while.
-    async fn count(&self, purchase: Purchase) -> PromptTokens {
-        let Some(tokenizer) = self.inner.tokenizer.clone() else {
-            return purchase.prompt(None);
-        };
-        let bound = purchase.prompt(None);
-        let counted = tokio::task::spawn_blocking(move || purchase.prompt(Some(&tokenizer)));
-        counted.await.unwrap_or(bound)
+    async fn count(&self, purchase: Purchase) -> Result<PromptTokens, ClientError> {
+        let tokenizer = self.inner.tokenizer.clone();
+        let counting = move || purchase.prompt(tokenizer.as_ref());
+        let counted = tokio::task::spawn_blocking(counting).await;
+        counted.map_err(|error| ClientError::Protocol(error.to_string()))
     }
 
     /// The terms that a refusal offers; they are kept for the next request.
