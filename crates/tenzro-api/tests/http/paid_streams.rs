@@ -20,8 +20,12 @@ fn quiet() -> ServerConfig {
 }
 
 async fn open(script: Script, till: &Till) -> Setup {
+    open_with(FakeInference::new(script), till).await
+}
+
+async fn open_with(engine: FakeInference, till: &Till) -> Setup {
     let billing = std::sync::Arc::new(till.clone());
-    Setup::open(quiet(), FakeInference::new(script), Some(billing)).await
+    Setup::open(quiet(), engine, Some(billing)).await
 }
 
 #[tokio::test]
@@ -187,8 +191,7 @@ async fn a_prompt_of_unknown_size_is_charged_within_its_bounds() {
     for (least, at_most, input) in [(2, 40, 5), (2, 3, 3), (7, 40, 7)] {
         let till = Till::new(8);
         let engine = FakeInference::new(Script::Say(vec!["a", "b"])).guessing(least, at_most);
-        let billing = std::sync::Arc::new(till.clone());
-        let setup = Setup::open(quiet(), engine, Some(billing)).await;
+        let setup = open_with(engine, &till).await;
         let answer = setup
             .pay(CHAT, "voucher-100", &chat(json!({"stream": true})))
             .await;
@@ -202,8 +205,7 @@ async fn a_prompt_of_unknown_size_is_charged_within_its_bounds() {
     // Nobody told the size of what was cut.
     let till = Till::new(2);
     let engine = FakeInference::new(Script::Say(vec!["a", "b", "c"])).guessing(2, 40);
-    let billing = std::sync::Arc::new(till.clone());
-    let setup = Setup::open(quiet(), engine, Some(billing)).await;
+    let setup = open_with(engine, &till).await;
     let answer = setup
         .pay(CHAT, "voucher-42", &chat(json!({"stream": true})))
         .await;
@@ -219,8 +221,7 @@ async fn tokens_that_are_told_late_are_paid_for_before_the_end_of_the_stream() {
     for pays in [true, false] {
         let till = Till::new(2);
         let engine = FakeInference::new(Script::Say(vec!["a", "b"])).telling_late(3);
-        let billing = std::sync::Arc::new(till.clone());
-        let setup = Setup::open(quiet(), engine, Some(billing)).await;
+        let setup = open_with(engine, &till).await;
         let answer = setup
             .pay(CHAT, "voucher-7", &chat(json!({"stream": true})))
             .await;
@@ -245,8 +246,7 @@ async fn tokens_that_are_told_late_are_paid_for_before_the_end_of_the_stream() {
 async fn paid_answers_side_by_side_are_charged_together() {
     let till = Till::new(6);
     let engine = FakeInference::new(Script::Say(vec!["a", "b", "c"])).beginning_together(2);
-    let billing = std::sync::Arc::new(till.clone());
-    let setup = Setup::open(quiet(), engine, Some(billing)).await;
+    let setup = open_with(engine, &till).await;
     let body = chat(json!({"stream": true, "n": 2, "max_tokens": 3}));
     let text = setup.pay(CHAT, "voucher-11", &body).await.text().await;
     let text = text.expect("an answer");

@@ -33,6 +33,19 @@ struct Life {
 /// The process is dead.
 struct Dead;
 
+/// An honest bill for an answer of so many tokens, which the payer finds right.
+async fn agree(payee: &mut Payee, request: &PaidRequest, stream: u32, output: u32) {
+    let id = request.channel();
+    let charged = payee.end(id, stream);
+    let tokens = Tokens {
+        input: PROMPT,
+        output,
+    };
+    let receipt = payee.receipt(id, tokens, charged);
+    let verdict = request.on_receipt(&receipt).await.expect("audited");
+    assert_eq!(verdict.overbill, None);
+}
+
 impl Life {
     fn new(dies_at: Option<usize>) -> Self {
         let home = tempfile::tempdir().expect("a folder");
@@ -120,15 +133,7 @@ impl Life {
         stream: u32,
         output: u32,
     ) -> Result<(), Dead> {
-        let id = request.channel();
-        let charged = self.payee.end(id, stream);
-        let tokens = Tokens {
-            input: PROMPT,
-            output,
-        };
-        let receipt = self.payee.receipt(id, tokens, charged);
-        let verdict = request.on_receipt(&receipt).await.expect("audited");
-        assert_eq!(verdict.overbill, None);
+        agree(&mut self.payee, request, stream, output).await;
         self.moment()
     }
 
@@ -167,14 +172,7 @@ impl Life {
         let id = request.channel();
         let output = self.payee.deliver(id, 9, PROMPT, 3);
         request.on_text("abc");
-        let charged = self.payee.end(id, 9);
-        let tokens = Tokens {
-            input: PROMPT,
-            output,
-        };
-        let receipt = self.payee.receipt(id, tokens, charged);
-        let verdict = request.on_receipt(&receipt).await.expect("audited");
-        assert_eq!(verdict.overbill, None);
+        agree(&mut self.payee, &request, 9, output).await;
         let channels = payer.channels().await.expect("read");
         let [
             Channel {

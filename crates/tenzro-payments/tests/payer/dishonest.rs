@@ -12,7 +12,7 @@ use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
 use super::payee::{PRICING, Payee, WINDOW, cost, market, signer};
-use super::{amount, chat, open, order, start, update};
+use super::{amount, chat, open, order, scene, start, update};
 
 const PROMPT: u32 = 20;
 
@@ -22,10 +22,7 @@ fn counted() -> (PromptTokens, u32) {
 
 #[tokio::test]
 async fn m08_at_each_demand_at_most_prompt_and_window_are_outstanding() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let words = Recount::new(|text| u32::try_from(text.split_whitespace().count()).ok());
     let order = order(PromptTokens::counted(PROMPT), Some(words));
     let prepared = payer.prepare(payee.terms(), order).await;
@@ -75,10 +72,7 @@ async fn m08_at_each_demand_at_most_prompt_and_window_are_outstanding() {
 
 #[tokio::test]
 async fn m08_a_demand_that_was_met_already_is_answered_with_the_same_voucher_or_with_none() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     let mut need = payee.need(request.channel(), 1, PROMPT);
     let answer = request
@@ -103,10 +97,7 @@ async fn m08_a_demand_that_was_met_already_is_answered_with_the_same_voucher_or_
 
 #[tokio::test]
 async fn m19_a_receipt_with_more_tokens_than_arrived_is_paid_as_counted_and_kept() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     request.on_text("0123456789");
     let charged = cost(PROMPT, 13);
@@ -158,10 +149,7 @@ async fn m19_a_receipt_with_more_tokens_than_arrived_is_paid_as_counted_and_kept
 
 #[tokio::test]
 async fn a_receipt_that_others_could_have_written_is_told_apart() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     payee.end(request.channel(), 1);
     let honest = payee.receipt(request.channel(), Tokens::default(), 0);
@@ -213,10 +201,7 @@ async fn a_receipt_that_others_could_have_written_is_told_apart() {
 
 #[tokio::test]
 async fn a_payee_that_needs_more_than_was_bought_gets_nothing_more() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let prompt = PromptTokens {
         likely: 10,
         most: 20,
@@ -348,10 +333,7 @@ async fn what_lost_requests_did_not_cost_is_free_again() {
 
 #[tokio::test]
 async fn m08_a_payee_that_settles_and_answers_409_gets_no_other_voucher() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let order = order(PromptTokens::counted(PROMPT), None);
     let (request, mut credential) = payer.prepare(payee.terms(), order).await.expect("paid");
     let one = cost(PROMPT, WINDOW);
@@ -406,10 +388,7 @@ async fn deposits_keep_to_the_limit_of_a_channel_and_to_the_wallet() {
 
 #[tokio::test]
 async fn closing_pays_exactly_what_is_due_and_ends_the_channel() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     let channel = request.channel();
     let hash = B256::repeat_byte(9);
@@ -449,10 +428,7 @@ async fn closing_pays_exactly_what_is_due_and_ends_the_channel() {
 
 #[tokio::test]
 async fn m19_a_demand_that_ends_a_request_is_kept_as_evidence() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let order = order(PromptTokens::counted(PROMPT), None);
     let (request, credential) = payer.prepare(payee.terms(), order).await.expect("paid");
     payee.take(&credential, chat());
@@ -470,10 +446,7 @@ async fn m19_a_demand_that_ends_a_request_is_kept_as_evidence() {
 
 #[tokio::test]
 async fn m31_what_pays_is_not_shown_in_logs() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, payee, payer) = scene(1_000_000, 500_000);
     let order = order(PromptTokens::counted(PROMPT), None);
     let (_request, credential) = payer.prepare(payee.terms(), order).await.expect("paid");
     let value = credential.value().trim_start_matches("Payment ");

@@ -14,7 +14,7 @@ use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
 use super::payee::{Payee, WINDOW, cost, market, signer};
-use super::{chat, open, order, start};
+use super::{chat, open, order, scene, start};
 
 const PROMPT: u32 = 20;
 
@@ -71,10 +71,7 @@ async fn m12_a_deposit_that_was_signed_before_a_crash_is_found_and_sent_again() 
 
 #[tokio::test]
 async fn m12_a_deposit_that_came_although_its_answer_got_lost_is_used() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 10_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 10_000);
     let order = order(PromptTokens::counted(PROMPT), None);
     let (request, lost) = payer.prepare(payee.terms(), order).await.expect("signed");
     payee.take(&lost, chat());
@@ -120,10 +117,7 @@ async fn m13_wiped_books_go_on_with_what_the_payee_shows_of_our_own_signature() 
 
 #[tokio::test]
 async fn m13_a_state_without_our_own_signature_is_not_believed() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, mut payee, payer) = scene(1_000_000, 500_000);
     let forgers: [fn(&Voucher) -> Voucher; 3] = [
         // Signed by the payee itself.
         |real| {
@@ -165,10 +159,7 @@ async fn m13_a_state_without_our_own_signature_is_not_believed() {
 
 #[tokio::test]
 async fn m34_a_top_up_counts_when_it_is_said_to_be_there_and_no_longer_when_the_ledger_has_none() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, cost(PROMPT, WINDOW));
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, cost(PROMPT, WINDOW));
     let first = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     let one = cost(PROMPT, WINDOW);
     assert_eq!(channel(&payer).await.deposit, one);
@@ -202,10 +193,7 @@ async fn m34_a_top_up_counts_when_it_is_said_to_be_there_and_no_longer_when_the_
 
 #[tokio::test]
 async fn channels_that_the_ledger_closes_are_not_paid_through() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 10_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 10_000);
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     let old = request.channel();
     ledger.change(old, |found| {
@@ -226,10 +214,7 @@ async fn channels_that_the_ledger_closes_are_not_paid_through() {
 
 #[tokio::test]
 async fn a_deposit_that_is_too_small_is_not_made_again_and_a_larger_one_is() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_500));
-    let mut payee = Payee::new(&ledger, 10_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_500, 10_000);
     let order_ = || order(PromptTokens::counted(PROMPT), None);
     let prepared = payer.prepare(payee.terms(), order_()).await;
     let (request, credential) = prepared.expect("signed");
@@ -277,10 +262,7 @@ async fn a_deposit_that_is_too_small_is_not_made_again_and_a_larger_one_is() {
 
 #[tokio::test]
 async fn what_a_lost_request_cost_counts_once_when_the_ledger_tells() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 10_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 10_000);
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     let id = request.channel();
     payee.deliver(id, 1, PROMPT, 10);
@@ -321,10 +303,7 @@ async fn what_a_lost_request_cost_counts_once_when_the_ledger_tells() {
 
 #[tokio::test]
 async fn what_is_settled_while_a_request_runs_is_not_due_twice() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 10_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 10_000);
     let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
     let id = request.channel();
     let tokens = Tokens {

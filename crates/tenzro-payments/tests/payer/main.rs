@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alloy::primitives::B256;
+use tempfile::TempDir;
 use tenzro_payments::payer::audit::{AnswerShape, PromptTokens, Recount};
 use tenzro_payments::payer::budget::Limits;
 use tenzro_payments::payer::{Credential, Order, PaidRequest, PayError, Payer, PayerConfig};
@@ -42,6 +43,15 @@ fn open(path: &Path, ledger: &Arc<Ledger>, limits: Limits) -> Payer {
         clock: || NOW,
     };
     Payer::open(config, Arc::clone(ledger) as _).expect("the books open")
+}
+
+/// A wallet with so much, and a payee that suggests deposits of `suggested`.
+fn scene(wealth: u128, suggested: u128) -> (TempDir, Arc<Ledger>, Payee, Payer) {
+    let home = tempfile::tempdir().expect("a folder");
+    let ledger = Arc::new(Ledger::new(wealth));
+    let payee = Payee::new(&ledger, suggested);
+    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    (home, ledger, payee, payer)
 }
 
 fn order(prompt: PromptTokens, recount: Option<Recount>) -> Order {

@@ -10,7 +10,7 @@ use tenzro_payments::wire::Problem;
 
 use super::ledger::Ledger;
 use super::payee::{Payee, WINDOW, cost};
-use super::{PLACE, chat, open, order};
+use super::{PLACE, chat, open, order, scene};
 
 const OTHER: &str = "https://other.example/v1";
 const PROMPT: u32 = 20;
@@ -129,10 +129,7 @@ async fn each_server_of_a_payee_has_its_own_channel_also_with_wiped_books() {
 
 #[tokio::test]
 async fn a_channel_that_its_server_turns_away_is_kept_and_may_be_another_servers() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 5_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 5_000);
     let (request, _) = start_at(&payer, &mut payee, PLACE, &[]).await;
     let old = request.channel();
     payee.end(old, 1);
@@ -173,10 +170,7 @@ async fn only_one_server_at_a_time_is_asked_whether_a_channel_is_its_own() {
 
 #[tokio::test]
 async fn a_finalized_channel_is_looked_up_and_replaced() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 5_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 5_000);
     let (request, _) = start_at(&payer, &mut payee, PLACE, &[]).await;
     let old = request.channel();
     payee.end(old, 1);
@@ -210,10 +204,7 @@ async fn a_finalized_channel_is_looked_up_and_replaced() {
 #[tokio::test]
 async fn m08_a_server_that_closes_what_it_was_asked_to_open_gets_no_other_channel_for_the_request()
 {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 5_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 5_000);
     for is_asked_for_more in [false, true] {
         let before = spent(&payer).await;
         let prepared = payer.prepare(payee.terms(), order_at(PLACE)).await;
@@ -257,10 +248,7 @@ async fn spent(payer: &Payer) -> u128 {
 
 #[tokio::test]
 async fn m08_a_server_that_takes_no_channel_gets_no_more_than_sixteen_deposits() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 5_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 5_000);
     for _ in 0..16 {
         let prepared = payer.prepare(payee.terms(), order_at(PLACE)).await;
         let (request, credential) = prepared.expect("paid");
@@ -282,10 +270,7 @@ async fn m08_a_server_that_takes_no_channel_gets_no_more_than_sixteen_deposits()
 
 #[tokio::test]
 async fn an_address_that_is_too_long_is_refused() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let payee = Payee::new(&ledger, 5_000);
-    let payer = open(&home.path().join("payer.db"), &ledger, Limits::default());
+    let (_home, _ledger, payee, payer) = scene(1_000_000, 5_000);
     let refused = payer.prepare(payee.terms(), order_at(&"x".repeat(257)));
     assert_eq!(refused.await.map(drop), Err(PayError::Place));
     let taken = payer.prepare(payee.terms(), order_at(&"x".repeat(256)));
