@@ -297,8 +297,20 @@ async fn what_is_signed_and_what_the_payee_takes_count_for_the_budget() {
     payee.end(id, 2);
     again.not_served().await.expect("written");
     other.not_served().await.expect("written");
-    // The payee takes it without having served anything.
+    // The payee takes it without having served anything: it is still what pays the next request.
     ledger.change(id, |found| found.settled = one);
+    payer.recover().await.expect("compared");
+    assert_eq!(payer.spending(0).await.expect("read"), []);
+    let third = payer.prepare(payee.terms(), at("https://third.example/v1"));
+    assert_eq!(
+        third.await.map(drop),
+        Err(PayError::Budget { period, left })
+    );
+    let again = start(&payer, &mut payee, 3, counted()).await.expect("paid");
+    assert_eq!((again.channel(), payee.books[&id].amount()), (id, one));
+    again.not_served().await.expect("written");
+    // It ends the channel, and keeps it.
+    ledger.change(id, |found| found.is_final = true);
     payer.recover().await.expect("compared");
     let spending = payer.spending(0).await.expect("read");
     assert_eq!(
@@ -307,6 +319,35 @@ async fn what_is_signed_and_what_the_payee_takes_count_for_the_budget() {
     );
     let next = payer.prepare(payee.terms(), order(PromptTokens::counted(PROMPT), None));
     assert_eq!(next.await.map(drop), Err(PayError::Budget { period, left }));
+}
+
+#[tokio::test]
+async fn m08_what_a_payee_takes_ahead_pays_the_next_requests() {
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
+    let mut owed = 0;
+    for stream in 0..5 {
+        let request = start(&payer, &mut payee, stream, counted()).await;
+        let request = request.expect("paid");
+        let id = request.channel();
+        let signed = payee.books[&id].amount();
+        assert_eq!(signed, owed + cost(PROMPT, WINDOW));
+        ledger.change(id, |found| found.settled = signed);
+        payer.recover().await.expect("compared");
+        let output = payee.deliver(id, stream, PROMPT, 1);
+        request.on_text("x");
+        let charged = payee.end(id, stream);
+        let tokens = Tokens {
+            input: PROMPT,
+            output,
+        };
+        let receipt = payee.receipt(id, tokens, charged);
+        let verdict = request.on_receipt(&receipt).await.expect("audited");
+        assert_eq!(verdict.overbill, None);
+        owed += charged;
+        payer.recover().await.expect("compared");
+        let channels = payer.channels().await.expect("read");
+        assert_eq!((channels[0].due, channels[0].doubt), (owed, 0));
+    }
 }
 
 #[tokio::test]

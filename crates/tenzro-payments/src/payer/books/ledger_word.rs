@@ -152,18 +152,18 @@ impl Books {
         Ok(())
     }
 
-    /// What the payee had of a channel: of lost requests, or taken without a bill. While requests run it may
-    /// be theirs, and is counted when they have ended; until then it is credit, which the budget knows.
+    /// What the payee had of a channel without a bill. While the channel is open that is nothing to go by:
+    /// payees may settle all that is signed, and it pays the next requests all the same. Only where they
+    /// settled more than was signed is it news: these books are old.
     fn settled(
         &self,
         channel: &mut Channel,
         found: &EscrowChannel,
         now: u64,
     ) -> Result<Option<(i64, Spend)>, PayError> {
-        if self.is_busy(channel.id) && !found.is_final {
+        if !found.is_final && found.settled <= channel.signed {
             return Ok(None);
         }
-        // What it could settle we signed, whether or not our books know.
         channel.signed = channel.signed.max(found.settled);
         if found.is_final {
             self.settle_doubt(channel, found.settled)?;
