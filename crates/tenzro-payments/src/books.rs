@@ -159,15 +159,14 @@ impl Books {
 
     /// Writes a change down; when it is done, the change is on the disk.
     pub async fn write(&self, change: Change) -> Result<(), BooksError> {
-        let (answer, written) = oneshot::channel();
-        self.send(Request::Write(change, answer))?;
-        written.await.map_err(|_| BooksError::Closed)?
+        self.post(change)?.done().await
     }
 
-    /// Lets a change be written down with the next ones, and does not wait for it.
-    pub fn post(&self, change: Change) -> Result<(), BooksError> {
-        let (answer, _) = oneshot::channel();
-        self.send(Request::Write(change, answer))
+    /// Lets a change be written down, after all before it. It is, whether or not somebody waits for it.
+    pub fn post(&self, change: Change) -> Result<Writing, BooksError> {
+        let (answer, written) = oneshot::channel();
+        self.send(Request::Write(change, answer))?;
+        Ok(Writing(written))
     }
 
     /// Makes a channel this owner's; fails where another server has it. Where the books know it, they know
@@ -197,6 +196,17 @@ impl Books {
             TrySendError::Full(_) => BooksError::Busy,
             TrySendError::Disconnected(_) => BooksError::Closed,
         })
+    }
+}
+
+/// A change on its way to the disk.
+#[derive(Debug)]
+pub struct Writing(oneshot::Receiver<Result<(), BooksError>>);
+
+impl Writing {
+    /// Waits until it is there.
+    pub async fn done(self) -> Result<(), BooksError> {
+        self.0.await.map_err(|_| BooksError::Closed)?
     }
 }
 

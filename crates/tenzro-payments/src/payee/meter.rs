@@ -8,10 +8,13 @@
 //! ```
 //!
 //! Money is set aside before a token is computed (`granted`), and spent before it leaves (`charged`). The disk
-//! follows: at once with the first tokens, then for every quarter of a window, and at the end. Between two
-//! writes a crash costs the payee what it delivered, and never the payer. When what is granted runs low the payer is asked for as much more as makes it a window
-//! again, early enough that the stream need not wait. Less than half a window is not worth going on for:
-//! who pays token by token would have a place in the engine for next to nothing.
+//! follows while tokens leave: it is written to with the first ones and for every quarter of a window, one write
+//! at a time, so that less than half a window is not there, and everything is at the end. So much, and the
+//! prompt of an answer that has just begun, is what a crash costs the payee; the payer it costs nothing.
+//!
+//! When what is granted runs low the payer is asked for as much more as makes it a window again, early enough
+//! that the stream need not wait. Less than half a window is not worth going on for: who pays token by token
+//! would have a place in the engine for next to nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Purse, RUNNING_MAX, unix_seconds};
-use crate::books::{BooksError, Change, Served};
+use crate::books::{BooksError, Change, Served, Writing};
 use crate::challenge::random;
 use crate::price::Tokens;
 use crate::refusal::Refusal;
@@ -33,8 +36,8 @@ use crate::wire::{NeedVoucher, Receipt, UsageReceipt};
 /// How often, within its patience, a waiting stream looks whether its engine has used up what was granted.
 const LOOKS: u32 = 20;
 
-/// The part of a window after which what was charged is written down again: each write costs more time than a
-/// token takes.
+/// The part of a window after which what was charged is written down again. Nobody waits for a write until
+/// the next one is due: a token takes less time than most disks.
 const WRITES_PER_WINDOW: u32 = 4;
 
 /// A stream waits in all as long as its patience, and for each window that it delivered this part of it.
@@ -96,8 +99,10 @@ pub struct Meter {
     /// Wei set aside for the part of the prompt that is not charged.
     prompt: u128,
     charged: Tokens,
-    /// Of them those that are on the disk.
+    /// Of them those that were given to the books.
     written: Tokens,
+    /// The last time that they were, where it may not be done.
+    writing: Option<Writing>,
     cost: u128,
     /// Output tokens that were granted so far.
     granted: u32,
@@ -151,6 +156,7 @@ impl Purse {
             prompt,
             charged: Tokens::default(),
             written: Tokens::default(),
+            writing: None,
             cost: 0,
             granted: first,
             due: 0,
@@ -181,8 +187,8 @@ impl Purse {
 }
 
 impl Meter {
-    /// Charges tokens right before they leave. When it is done the charge is on the disk, or less than a
-    /// quarter of a window is not.
+    /// Charges tokens right before they leave. When it is done, less than half a window is not on the disk, and
+    /// of an answer that has just begun the prompt.
     pub async fn charge(&mut self, tokens: Tokens) -> Result<Charge, BooksError> {
         // Never more than was ordered.
         let sum = |charged: u32, more, most| charged.saturating_add(more).min(most);
@@ -213,9 +219,13 @@ impl Meter {
         self.go_on();
         self.extend();
         let lag = self.charged.output - self.written.output;
-        let lag_max = (self.window() / WRITES_PER_WINDOW).max(1);
-        if self.written == Tokens::default() || lag >= lag_max {
-            self.write("").await?;
+        let step = (self.window() / WRITES_PER_WINDOW).max(1);
+        if self.written == Tokens::default() || lag >= step {
+            self.written_down().await?;
+            self.write("")?;
+            if lag > step {
+                self.written_down().await?;
+            }
         }
         Ok(Charge::Paid)
     }
@@ -293,10 +303,14 @@ impl Meter {
     /// Ends the request. What was held is free again.
     pub async fn finish(mut self, outcome: Outcome) -> Receipt {
         self.release();
-        if self.charged != Tokens::default()
-            && let Err(error) = self.write(&outcome.finish).await
-        {
-            tracing::warn!(%error, "the end of a request cannot be written down");
+        if self.charged != Tokens::default() {
+            let mut written = self.write(&outcome.finish);
+            if written.is_ok() {
+                written = self.written_down().await;
+            }
+            if let Err(error) = written {
+                tracing::warn!(%error, "the end of a request cannot be written down");
+            }
         }
         self.receipt(&outcome)
     }
@@ -333,12 +347,20 @@ impl Meter {
         receipt
     }
 
-    async fn write(&mut self, finish: &str) -> Result<(), BooksError> {
-        let charged = self.charged;
+    /// Lets what was charged be written down. What is written before it is there when this is.
+    fn write(&mut self, finish: &str) -> Result<(), BooksError> {
         let change = self.change(finish);
-        self.purse.payee.0.books.write(change).await?;
-        self.written = charged;
+        self.writing = Some(self.purse.payee.0.books.post(change)?);
+        self.written = self.charged;
         Ok(())
+    }
+
+    /// Waits until what was given to the books is on the disk.
+    async fn written_down(&mut self) -> Result<(), BooksError> {
+        match self.writing.take() {
+            Some(writing) => writing.done().await,
+            None => Ok(()),
+        }
     }
 
     /// What there is to be written down.
@@ -443,11 +465,10 @@ impl Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         self.release();
-        if self.charged != self.written {
-            let change = self.change("");
-            if let Err(error) = self.purse.payee.0.books.post(change) {
-                tracing::warn!(%error, "the last charge of a request cannot be written down");
-            }
+        if self.charged != self.written
+            && let Err(error) = self.write("")
+        {
+            tracing::warn!(%error, "the last charge of a request cannot be written down");
         }
         let mut state = self.purse.cell.lock();
         state.running = state.running.saturating_sub(1);

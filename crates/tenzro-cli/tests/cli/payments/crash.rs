@@ -91,11 +91,10 @@ fn m12_a_provider_that_is_killed_at_any_moment_keeps_its_books_and_goes_on() {
         let streamed = break_off(&market, &serving, moment, || market.kill(&serving));
         let killed = market.payee_channel();
         if let Some(before) = before {
-            // What was delivered was written down, but for less than a quarter of a window; no voucher is
-            // forgotten.
+            // What was delivered was written down, but for less than half a window; no voucher is forgotten.
             assert!(killed.accepted >= before.accepted, "{moment:?}");
             let written = killed.spent - before.spent;
-            let lag = WINDOW / 4 * OUTPUT;
+            let lag = WINDOW / 2 * OUTPUT;
             assert!(
                 written + lag > streamed.pieces * OUTPUT,
                 "{moment:?}: {written}"
