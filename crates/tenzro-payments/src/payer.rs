@@ -12,9 +12,9 @@
 //!
 //! A wallet pays each model server of a payee through a channel of its own: the servers of a provider keep
 //! no common account. A channel that was found on the ledger may be any server's; the first one that takes
-//! it has it. A server that does not take its channel gets another one. Deposits are authorizations that the payee submits; a
-//! channel's id and the authorization follow from what is stored, so that a deposit that was signed before
-//! a crash is sent again and not made twice.
+//! it has it. A server that does not take its channel gets another one. Deposits are authorizations that the
+//! payee submits; a channel's id and the authorization follow from what is stored, so that a deposit that
+//! was signed before a crash is sent again and not made twice.
 
 pub mod audit;
 mod books;
@@ -27,9 +27,10 @@ mod store;
 pub mod terms;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -190,6 +191,8 @@ struct Inner {
     clock: fn() -> u64,
     /// By payee and server: who has it may make a deposit, until the payee has answered.
     deposits: Mutex<HashMap<Server, Arc<AsyncMutex<()>>>>,
+    /// All channels were held against the ledger once.
+    is_recovered: AtomicBool,
 }
 
 /// A payee, and the base URL of one of its model servers.
@@ -217,6 +220,7 @@ impl Payer {
             ledger,
             clock,
             deposits: Mutex::default(),
+            is_recovered: AtomicBool::new(false),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -229,17 +233,23 @@ impl Payer {
     }
 
     /// Holds the books against the ledger: finds channels that they lost, and deposits that came or did
-    /// not. To be called after a start, and now and then.
+    /// not. To be called after a start, and now and then. Of closed channels nothing more is to be learned
+    /// after the first time.
     pub async fn recover(&self) -> Result<(), PayError> {
         let inner = &self.inner;
         let own = inner.signer.address();
-        let mut ids = inner.ledger.channels_of(own).await?;
-        ids.extend(self.channels().await?.iter().map(|channel| channel.id));
-        ids.sort_unstable();
-        ids.dedup();
+        let mut ids: BTreeSet<_> = inner.ledger.channels_of(own).await?.into_iter().collect();
+        let is_first = !inner.is_recovered.load(Ordering::Acquire);
+        for channel in self.channels().await? {
+            match channel.state == ChannelState::Closed && !is_first {
+                true => ids.remove(&channel.id),
+                false => ids.insert(channel.id),
+            };
+        }
         for id in ids {
             inner.reconcile(id).await?;
         }
+        inner.is_recovered.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -24,14 +24,25 @@ pub(crate) struct Ledger {
 struct State {
     channels: BTreeMap<B256, EscrowChannel>,
     balance: u128,
+    /// Channels that were asked for, in that order.
+    asked: Vec<B256>,
 }
 
 impl Ledger {
     pub(crate) fn new(balance: u128) -> Self {
-        let channels = BTreeMap::new();
+        let state = State {
+            channels: BTreeMap::new(),
+            balance,
+            asked: Vec::new(),
+        };
         Self {
-            state: Mutex::new(State { channels, balance }),
+            state: Mutex::new(state),
         }
+    }
+
+    /// Channels that were asked for since the last time.
+    pub(crate) fn asked(&self) -> Vec<B256> {
+        std::mem::take(&mut self.state.lock().expect("unpoisoned").asked)
     }
 
     pub(crate) fn get(&self, id: B256) -> Option<EscrowChannel> {
@@ -158,6 +169,7 @@ impl PayerLedger for Ledger {
     }
 
     fn channel(&self, id: B256) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
+        self.state.lock().expect("unpoisoned").asked.push(id);
         Box::pin(async move { Ok(self.get(id)) })
     }
 

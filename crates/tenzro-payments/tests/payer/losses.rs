@@ -213,6 +213,31 @@ async fn channels_that_the_ledger_closes_are_not_paid_through() {
 }
 
 #[tokio::test]
+async fn the_ledger_is_asked_for_closed_channels_once_after_a_start() {
+    let (home, ledger, mut payee, payer) = scene(1_000_000, 10_000);
+    let mut ids = Vec::new();
+    for is_final in [true, false] {
+        let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+        ids.push(request.channel());
+        ledger.change(request.channel(), |found| found.is_final = is_final);
+        request.not_served().await.expect("written");
+        payer.recover().await.expect("compared");
+    }
+    let [closed, open] = ids[..] else {
+        panic!("two channels")
+    };
+    ledger.asked();
+    payer.recover().await.expect("compared");
+    assert_eq!(ledger.asked(), [open]);
+    payer.shutdown().await;
+    let payer = super::open(&home.path().join("payer.db"), &ledger, Limits::default());
+    payer.recover().await.expect("compared");
+    let mut asked = ledger.asked();
+    asked.sort_by_key(|id| *id != closed);
+    assert_eq!(asked, [closed, open]);
+}
+
+#[tokio::test]
 async fn a_deposit_that_is_too_small_is_not_made_again_and_a_larger_one_is() {
     let (_home, ledger, mut payee, payer) = scene(1_500, 10_000);
     let order_ = || order(PromptTokens::counted(PROMPT), None);
