@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use mpp::protocol::core::{Base64UrlJson, ChallengeEcho, PaymentChallenge};
 
 use crate::refusal::Refusal;
+use crate::sync::lock;
 use crate::wire::{INTENT, METHOD, SessionRequest};
 
 /// How long a challenge, and the price in it, can be answered. Source: the draft's examples.
@@ -46,7 +47,7 @@ impl Challenges {
 
     /// Value of `WWW-Authenticate` for these terms.
     pub(crate) fn header(&self, terms: &SessionRequest) -> String {
-        let mut last = self.last.lock().unwrap_or_else(|error| error.into_inner());
+        let mut last = lock(&self.last);
         if let Some((at, known, header)) = &*last
             && at.elapsed() < FRESH
             && known == terms

@@ -22,5 +22,6 @@ pub mod price;
 pub mod refusal;
 pub mod settlement;
 pub mod signature;
+mod sync;
 pub mod voucher;
 pub mod wire;

@@ -3,7 +3,7 @@
 //! ```text
 //! header ─▶ credential ─▶ challenge known? ─▶ deposit ─▶ voucher ─▶ books ─▶ Purse
 //!                                                                             │ start: money set aside
-//! tokens ─▶ Meter::charge ─▶ books ─▶ tokens leave                           Meter
+//! tokens ─▶ Meter::charge ─▶ tokens leave, books follow                      Meter
 //! ```
 
 mod cell;
@@ -12,7 +12,7 @@ mod open;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
@@ -28,6 +28,7 @@ use crate::escrow::{Escrow, EscrowError};
 use crate::price::{Pricing, Tokens};
 use crate::refusal::Refusal;
 use crate::signature::Signer;
+use crate::sync::lock;
 use crate::voucher::{Domain, RequestAuth, Voucher, request_hash};
 use crate::wire::{
     BY_AUTHORIZATION, BY_HASH, Close, INTENT, METHOD, MethodDetails, ModelTerms, OpenDeposit,
@@ -530,10 +531,6 @@ impl Payee {
     fn cells(&self) -> MutexGuard<'_, HashMap<B256, Arc<Cell>>> {
         lock(&self.0.channels)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Purse {

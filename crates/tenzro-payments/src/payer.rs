@@ -30,7 +30,6 @@ mod worker;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -45,6 +44,7 @@ use self::terms::{Market, Terms, TermsError};
 use self::worker::Worker;
 use crate::escrow::EscrowError;
 use crate::signature::Signer;
+use crate::sync::lock;
 use crate::wire::{Close, Payload};
 
 pub use channel::{Channel, ChannelState};
@@ -191,8 +191,8 @@ struct Inner {
     clock: fn() -> u64,
     /// By payee and server: who has it may make a deposit, until the payee has answered.
     deposits: Mutex<HashMap<Server, Arc<AsyncMutex<()>>>>,
-    /// All channels were held against the ledger once.
-    is_recovered: AtomicBool,
+    /// Channels that the ledger says are over, since this was opened.
+    finals: Mutex<BTreeSet<B256>>,
 }
 
 /// A payee, and the base URL of one of its model servers.
@@ -220,7 +220,7 @@ impl Payer {
             ledger,
             clock,
             deposits: Mutex::default(),
-            is_recovered: AtomicBool::new(false),
+            finals: Mutex::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -233,23 +233,16 @@ impl Payer {
     }
 
     /// Holds the books against the ledger: finds channels that they lost, and deposits that came or did
-    /// not. To be called after a start, and now and then. Of closed channels nothing more is to be learned
-    /// after the first time.
+    /// not. To be called after a start, and now and then. What was over the last time is not asked for again.
     pub async fn recover(&self) -> Result<(), PayError> {
         let inner = &self.inner;
         let own = inner.signer.address();
         let mut ids: BTreeSet<_> = inner.ledger.channels_of(own).await?.into_iter().collect();
-        let is_first = !inner.is_recovered.load(Ordering::Acquire);
-        for channel in self.channels().await? {
-            match channel.state == ChannelState::Closed && !is_first {
-                true => ids.remove(&channel.id),
-                false => ids.insert(channel.id),
-            };
+        ids.extend(self.channels().await?.iter().map(|channel| channel.id));
+        let finals = lock(&inner.finals).clone();
+        for id in ids.difference(&finals) {
+            inner.reconcile(*id).await?;
         }
-        for id in ids {
-            inner.reconcile(id).await?;
-        }
-        inner.is_recovered.store(true, Ordering::Release);
         Ok(())
     }
 

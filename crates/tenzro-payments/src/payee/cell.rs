@@ -1,7 +1,7 @@
 //! One channel in memory: its state under a lock, and who waits for money to come.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use alloy::primitives::B256;
 use tokio::sync::watch;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::challenge::LIFETIME;
 use crate::channel::{Channel, Status};
 use crate::settlement::Policy;
+use crate::sync::lock;
 use crate::voucher::Voucher;
 
 /// Vouchers of one channel in a second, and as many at once. Source: design, payments; the draft recommends
@@ -68,7 +69,7 @@ impl Cell {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn wake(&self) {

@@ -9,8 +9,9 @@
 //!
 //! Money is set aside before a token is computed (`granted`), and spent before it leaves (`charged`). The disk
 //! follows while tokens leave: it is written to with the first ones and for every quarter of a window, one write
-//! at a time, so that less than half a window is not there, and everything is at the end. So much, and the
-//! prompt of an answer that has just begun, is what a crash costs the payee; the payer it costs nothing.
+//! at a time, so that less than half a window (or one token) is not there, and everything is at the end. So
+//! much, and the prompt of an answer that has just begun, is what a crash costs the payee; the payer it costs
+//! nothing.
 //!
 //! When what is granted runs low the payer is asked for as much more as makes it a window again, early enough
 //! that the stream need not wait. Less than half a window is not worth going on for: who pays token by token
@@ -36,8 +37,8 @@ use crate::wire::{NeedVoucher, Receipt, UsageReceipt};
 /// How often, within its patience, a waiting stream looks whether its engine has used up what was granted.
 const LOOKS: u32 = 20;
 
-/// The part of a window after which what was charged is written down again. Nobody waits for a write until
-/// the next one is due: a token takes less time than most disks.
+/// The part of a window after which what was charged is written down again. For a write of no more than that
+/// nobody waits until the next one is due: tokens take less time than most disks.
 const WRITES_PER_WINDOW: u32 = 4;
 
 /// A stream waits in all as long as its patience, and for each window that it delivered this part of it.
@@ -187,8 +188,8 @@ impl Purse {
 }
 
 impl Meter {
-    /// Charges tokens right before they leave. When it is done, less than half a window is not on the disk, and
-    /// of an answer that has just begun the prompt.
+    /// Charges tokens right before they leave. When it is done, less than half a window (or one token) is not on
+    /// the disk, and of an answer that has just begun the prompt. After a failure the answer has to end.
     pub async fn charge(&mut self, tokens: Tokens) -> Result<Charge, BooksError> {
         // Never more than was ordered.
         let sum = |charged: u32, more, most| charged.saturating_add(more).min(most);
@@ -202,6 +203,13 @@ impl Meter {
         self.extend();
         if next.output > self.granted {
             return Ok(Charge::Short);
+        }
+        let lag = next.output - self.written.output;
+        let step = (self.window() / WRITES_PER_WINDOW).max(1);
+        let is_due = self.written == Tokens::default() || lag >= step;
+        if is_due {
+            // One write at a time, and no charge after one that failed.
+            self.written_down().await?;
         }
         let cost = |tokens| self.purse.pricing.cost(tokens).unwrap_or(u128::MAX);
         let prompt = |input| cost(Tokens { input, output: 0 });
@@ -218,14 +226,11 @@ impl Meter {
         self.first_token.get_or_insert_with(Instant::now);
         self.go_on();
         self.extend();
-        let lag = self.charged.output - self.written.output;
-        let step = (self.window() / WRITES_PER_WINDOW).max(1);
-        if self.written == Tokens::default() || lag >= step {
-            self.written_down().await?;
+        if is_due {
             self.write("")?;
-            if lag > step {
-                self.written_down().await?;
-            }
+        }
+        if lag > step {
+            self.written_down().await?;
         }
         Ok(Charge::Paid)
     }
@@ -355,12 +360,18 @@ impl Meter {
         Ok(())
     }
 
-    /// Waits until what was given to the books is on the disk.
+    /// Waits until what was given to the books is on the disk; may be dropped and called again. After a failure
+    /// all of it is to be written again.
     async fn written_down(&mut self) -> Result<(), BooksError> {
-        match self.writing.take() {
-            Some(writing) => writing.done().await,
-            None => Ok(()),
+        let Some(writing) = &mut self.writing else {
+            return Ok(());
+        };
+        let result = writing.done().await;
+        self.writing = None;
+        if result.is_err() {
+            self.written = Tokens::default();
         }
+        result
     }
 
     /// What there is to be written down.

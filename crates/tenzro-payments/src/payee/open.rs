@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use alloy::primitives::{Address, B256};
 
-use super::{Cell, Given, MINIMUM_TOKENS, Payee, both_ways, lock};
+use super::{Cell, Given, MINIMUM_TOKENS, Payee, both_ways};
 use crate::channel::{Channel, Status, VoucherRefusal};
 use crate::escrow::{EscrowChannel, EscrowError, SignedDeposit};
 use crate::price::Pricing;
 use crate::refusal::Refusal;
+use crate::sync::lock;
 use crate::wire::{
     Authorization, DepositAction, MergedDeposit, Open, OpenDeposit, TopUp, TopUpDeposit,
     VoucherUpdate,

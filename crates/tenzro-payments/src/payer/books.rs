@@ -11,7 +11,7 @@ mod endings;
 mod ledger_word;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use alloy::primitives::{Address, B256};
 
@@ -21,6 +21,7 @@ use super::channel::{Channel, ChannelState, Running, Wanted, decide};
 use super::store::{Deposit, Outcome, RequestState, Store, StoreError};
 use super::{PayError, Server};
 use crate::price::{Pricing, Tokens};
+use crate::sync::lock;
 
 /// Channels to one payee that no server is known to take, at most: no other is opened then, so that nobody
 /// gets money locked up by turning channels away.
@@ -143,12 +144,9 @@ impl Books {
             if running.is_empty() {
                 continue;
             }
-            // Nobody knows what arrived; the payee cannot have charged more than was signed.
-            let doubt = channel
-                .signed
-                .saturating_sub(channel.due)
-                .max(channel.doubt);
-            let mut more = doubt - channel.doubt;
+            // Nobody knows what arrived; the payee can have charged all that was signed.
+            let mut more = channel.credit();
+            let doubt = channel.doubt + more;
             for (id, _) in running {
                 let outcome = Outcome {
                     state: RequestState::Lost,
@@ -247,8 +245,11 @@ impl Books {
         let others = self.others(id, channel.id);
         let beginning = if id.is_none() { own.likely() } else { Some(0) };
         let beginning = beginning.ok_or(PayError::TooMuch)?;
+        // Where it may be that more was signed than these books know, its server shows that to who asks with
+        // what they know, and no longer to who signs more.
+        let known = (id.is_none() && channel.place.is_none()).then_some(channel.signed);
         let wanted = Wanted {
-            required: offer.required,
+            required: offer.required.or(known),
             is_refused: matches!(offer.purchase, Purchase::Refused { .. }),
             step: offer.step,
             // Credit of earlier requests is reserved, and used first; what is signed on top must fit.
@@ -387,7 +388,7 @@ impl Books {
 /// With what arrived until now.
 fn current(request: &Request) -> Running {
     let heard = &request.heard;
-    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut heard = lock(heard);
     Running {
         heard: heard.most_so_far(),
         ..request.running

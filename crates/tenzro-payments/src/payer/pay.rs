@@ -1,6 +1,6 @@
 //! One payment: what to sign, and the deposit that it needs, asked for until both are decided.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use alloy::primitives::{Address, B256};
 use rand::TryRng;
@@ -13,6 +13,7 @@ use super::request::Entry;
 use super::store::Deposit;
 use super::terms::Terms;
 use super::{Inner, PayError};
+use crate::sync::lock;
 
 /// Seconds that a signed deposit can be submitted for.
 const AUTHORIZATION_SECONDS: u64 = 900;
@@ -111,7 +112,7 @@ impl Inner {
 
     async fn lock(&self, payee: Address, place: &Arc<str>) -> OwnedMutexGuard<()> {
         let lock = {
-            let mut locks = self.deposits.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut locks = lock(&self.deposits);
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
             Arc::clone(locks.entry((payee, Arc::clone(place))).or_default())
         };
@@ -185,9 +186,22 @@ impl Inner {
         Ok(Some(deposit))
     }
 
+    /// Grants a payee `more` wei than these books allow, where it has them on the ledger. Whether it does.
+    pub(super) async fn concede(&self, id: B256, more: u128) -> Result<bool, PayError> {
+        let Some(found) = self.ledger.channel(id).await? else {
+            return Ok(false);
+        };
+        let now = (self.clock)();
+        let concede = move |books: &mut Books| books.concede(id, more, &found, now);
+        self.worker.call(concede).await
+    }
+
     /// Takes the ledger's word on a channel.
     pub(super) async fn reconcile(&self, id: B256) -> Result<(), PayError> {
         let found = self.ledger.channel(id).await?;
+        if found.is_some_and(|found| found.is_final) {
+            lock(&self.finals).insert(id);
+        }
         let now = (self.clock)();
         let own = self.signer.address();
         let call = move |books: &mut Books| {

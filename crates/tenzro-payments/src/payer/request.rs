@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use alloy::primitives::{Address, B256};
 use mpp::{PaymentCredential, format_authorization, parse_receipt};
@@ -16,6 +16,7 @@ use super::worker::Worker;
 use super::{Inner, Order, PayError};
 use crate::price::Tokens;
 use crate::signature::Signature;
+use crate::sync::lock;
 use crate::voucher::Usage;
 use crate::wire::{
     Authorization, ChannelState, DepositAction, DepositKind, MergedDeposit, NeedVoucher, Open,
@@ -243,12 +244,19 @@ impl PaidRequest {
             self.inner.worker.call(refuse).await?;
         }
         let required = problem.required_cumulative.map(|required| required.0);
+        let id = self.entry.id;
         let terms = Arc::clone(&lock(&self.terms));
-        let purchase = Purchase::Refused { id: self.entry.id };
-        let pay = self.inner.pay(&terms, &self.place, purchase, required);
-        let paid = pay.await;
+        let pay = || {
+            let purchase = Purchase::Refused { id };
+            self.inner.pay(&terms, &self.place, purchase, required)
+        };
+        let mut paid = pay().await;
+        if let Err(PayError::Overbilled { required, signed }) = paid
+            && self.inner.concede(self.channel, required - signed).await?
+        {
+            paid = pay().await;
+        }
         if let Err(PayError::Overbilled { required, signed }) = paid {
-            let id = self.entry.id;
             let accuse = move |books: &mut Books| books.accuse(id, required, signed);
             self.inner.worker.call(accuse).await?;
         }
@@ -481,8 +489,4 @@ impl PaidRequest {
             false => ledger.sign_top_up(channel, salt, amount, valid_before),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,10 @@
 //! The payee dies at any step, or loses its books.
 
+use std::pin::pin;
+
+use futures::{FutureExt, poll};
+use rusqlite::Connection;
+use tenzro_payments::books::BooksError;
 use tenzro_payments::payee::{Accepted, Charge, Outcome, Refused};
 use tenzro_payments::price::Tokens;
 use tenzro_payments::settlement::Policy;
@@ -66,6 +71,77 @@ async fn m12_a_crash_costs_the_payee_less_than_half_a_window_and_the_payer_nothi
         let least = spent - lag(delivered, 20);
         assert!((least..=spent).contains(&now), "{now} of {spent}");
     }
+}
+
+#[tokio::test]
+async fn tokens_do_not_wait_for_the_disk_until_the_next_write_is_due() {
+    let scene = Scene::new();
+    let signed = 20 * INPUT + u128::from(2 * WINDOW) * OUTPUT;
+    let purse = scene.open(DEPOSIT, signed).await;
+    let mut meter = purse.start(order(20, 2 * WINDOW)).expect("paid for");
+    let disk = Connection::open(&scene.books).expect("a file");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("busy");
+    for token in 0..STEP {
+        let input = if token == 0 { 20 } else { 0 };
+        let charge = meter.charge(Tokens { input, output: 1 });
+        assert_eq!(charge.now_or_never(), Some(Ok(Charge::Paid)));
+    }
+    let spent = purse.receipt().spent;
+    // One token more, and then more than a step at once.
+    for output in [1, STEP + 1] {
+        let mut charge = pin!(meter.charge(Tokens::output(output)));
+        assert!(poll!(charge.as_mut()).is_pending());
+        disk.execute_batch("COMMIT").expect("free");
+        assert_eq!(charge.await, Ok(Charge::Paid));
+        disk.execute_batch("BEGIN IMMEDIATE").expect("busy");
+    }
+    let delivered = u128::from(1 + STEP + 1) * OUTPUT;
+    assert_eq!(purse.receipt().spent.0, spent.0 + delivered);
+    assert_eq!(on_disk(&disk), spent.0 + delivered);
+}
+
+#[tokio::test]
+async fn nothing_is_charged_after_a_write_that_failed_and_the_end_is_written_all_the_same() {
+    let scene = Scene::new();
+    let signed = 20 * INPUT + u128::from(2 * WINDOW) * OUTPUT;
+    let purse = scene.open(DEPOSIT, signed).await;
+    let mut meter = purse.start(order(20, 2 * WINDOW)).expect("paid for");
+    let first = Tokens {
+        input: 20,
+        output: 1,
+    };
+    assert_eq!(meter.charge(first).await, Ok(Charge::Paid));
+    // What is written later is there later.
+    drop(crate::scene::purse(scene.voucher(signed + 1).await));
+    let disk = Connection::open(&scene.books).expect("a file");
+    let rename = |from, to| {
+        let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+        disk.execute_batch(&sql).expect("renamed");
+    };
+    rename("request", "elsewhere");
+    for _ in 0..2 * STEP - 1 {
+        assert_eq!(meter.charge(Tokens::output(1)).await, Ok(Charge::Paid));
+    }
+    let spent = purse.receipt().spent;
+    let failed = meter.charge(Tokens::output(1)).await;
+    assert!(matches!(failed, Err(BooksError::Io(_))), "{failed:?}");
+    assert_eq!(purse.receipt().spent, spent);
+    rename("elsewhere", "request");
+    assert!(on_disk(&disk) < spent.0);
+    let finish = "error".to_owned();
+    meter
+        .finish(Outcome {
+            cached_tokens: 0,
+            finish,
+        })
+        .await;
+    assert_eq!(on_disk(&disk), spent.0);
+}
+
+/// Wei that the only channel of a file was charged.
+fn on_disk(disk: &Connection) -> u128 {
+    let spent = disk.query_row("SELECT spent FROM channel", [], |row| row.get(0));
+    u128::from_be_bytes(spent.expect("a channel"))
 }
 
 /// What a channel's books say was spent.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alloy::primitives::B256;
+use tempfile::TempDir;
 use tenzro_payments::payer::audit::PromptTokens;
 use tenzro_payments::payer::budget::{Bound, DepositRefused, Limits};
 use tenzro_payments::payer::{Channel, ChannelState, Credential, PayError, Payer, StoreError};
@@ -14,9 +15,11 @@ use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
 use super::payee::{Payee, WINDOW, cost, market, signer};
-use super::{chat, open, order, scene, start};
+use super::{chat, open, open_at, order, scene, start};
 
 const PROMPT: u32 = 20;
+/// No deposit that was signed before can come any more: an authorization holds for a quarter of an hour.
+const LATE: fn() -> u64 = || super::NOW + 901;
 
 fn counted() -> (PromptTokens, u32) {
     (PromptTokens::counted(PROMPT), PROMPT)
@@ -113,6 +116,126 @@ async fn m13_wiped_books_go_on_with_what_the_payee_shows_of_our_own_signature() 
         500_000,
         "no second channel was opened"
     );
+}
+
+/// A payee that delivered a window, and the payer with wiped books.
+async fn wiped() -> (TempDir, Arc<Ledger>, Payee, Payer, u128) {
+    let (home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let id = request.channel();
+    payee.deliver(id, 1, PROMPT, WINDOW);
+    let spent = payee.end(id, 1);
+    drop(request);
+    payer.shutdown().await;
+    let payer = open(&home.path().join("new.db"), &ledger, Limits::default());
+    payer.recover().await.expect("compared");
+    (home, ledger, payee, payer, spent)
+}
+
+#[tokio::test]
+async fn m13_wiped_books_do_not_overtake_the_voucher_that_the_payee_has() {
+    let (_home, _ledger, mut payee, payer, spent) = wiped().await;
+    // Its voucher would be above the old one, which the payee would no longer show.
+    let long = (PromptTokens::counted(10 * PROMPT), 10 * PROMPT);
+    let request = start(&payer, &mut payee, 2, long).await.expect("paid");
+    let found = channel(&payer).await;
+    assert_eq!((found.due, found.id), (spent, request.channel()));
+    assert_eq!(found.signed, spent + cost(10 * PROMPT, WINDOW));
+}
+
+#[tokio::test]
+async fn m13_a_bill_is_agreed_although_the_ledger_knows_a_higher_voucher_than_wiped_books() {
+    let (_home, ledger, mut payee, payer, spent) = wiped().await;
+    let id = ledger.ids()[0];
+    // So much was paid ahead that nothing new has to be signed.
+    payee.books.get_mut(&id).expect("books").spent = 0;
+    let small = (PromptTokens::counted(1), 1);
+    let request = start(&payer, &mut payee, 2, small).await.expect("paid");
+    payee.deliver(id, 2, 1, 1);
+    ledger.change(id, |found| found.settled = spent);
+    payer.recover().await.expect("compared");
+    request.on_text("x");
+    let charged = payee.end(id, 2);
+    let tokens = Tokens {
+        input: 1,
+        output: 1,
+    };
+    let receipt = payee.receipt(id, tokens, charged);
+    let verdict = request.on_receipt(&receipt).await.expect("audited");
+    assert_eq!(
+        (verdict.agreed.charged.0, verdict.overbill),
+        (cost(1, 1), None)
+    );
+    let found = channel(&payer).await;
+    assert_eq!((found.due, found.signed), (cost(1, 1), spent));
+}
+
+#[tokio::test]
+async fn m12_a_payee_that_settled_ahead_and_lost_its_books_is_paid_on() {
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let id = request.channel();
+    payee.end(id, 1);
+    request.not_served().await.expect("written");
+    let settled = payee.books[&id].amount();
+    ledger.change(id, |found| found.settled = settled);
+    // What it had is what it thinks it delivered.
+    let books = payee.books.get_mut(&id).expect("books");
+    (books.accepted, books.spent) = (None, settled);
+    for stream in 2..5 {
+        let request = start(&payer, &mut payee, stream, counted()).await;
+        let request = request.expect("paid");
+        assert_eq!(request.channel(), id);
+        let output = payee.deliver(id, stream, PROMPT, 1);
+        request.on_text("x");
+        let charged = payee.end(id, stream);
+        let tokens = Tokens {
+            input: PROMPT,
+            output,
+        };
+        let receipt = payee.receipt(id, tokens, charged);
+        request.on_receipt(&receipt).await.expect("audited");
+    }
+    let charged = settled + 3 * cost(PROMPT, 1);
+    let found = channel(&payer).await;
+    assert_eq!((found.due, found.doubt), (charged, 0));
+    let rows = payer.spending(0).await.expect("read");
+    assert_eq!(rows.iter().map(|row| row.charged).sum::<u128>(), charged);
+    // What it asks for beyond that is refused, and nothing of it counts.
+    payee.books.get_mut(&id).expect("books").spent += settled;
+    let refused = start(&payer, &mut payee, 5, counted()).await.map(drop);
+    assert!(
+        matches!(refused, Err(PayError::Overbilled { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(channel(&payer).await.due, charged);
+}
+
+#[tokio::test]
+async fn a_channel_that_was_given_up_and_comes_all_the_same_is_found() {
+    let (home, ledger, payee, payer) = scene(1_000_000, 10_000);
+    let order = order(PromptTokens::counted(PROMPT), None);
+    let (request, credential) = payer.prepare(payee.terms(), order).await.expect("signed");
+    let (id, sent) = (request.channel(), Payee::read(&credential));
+    drop(credential);
+    request.not_served().await.expect("written");
+    payer.shutdown().await;
+    let path = home.path().join("payer.db");
+    let payer = open_at(&path, &ledger, Limits::default(), LATE);
+    payer.recover().await.expect("compared");
+    assert_eq!(channel(&payer).await.state, ChannelState::Closed);
+    // The clock here was ahead of the chain's.
+    let Payload::Open(open) = sent.1 else {
+        panic!("not an open")
+    };
+    let OpenDeposit::Authorization { authorization, .. } = open.deposit else {
+        panic!("not signed")
+    };
+    let parties = (signer(1).address(), payee.signer.address());
+    assert!(ledger.deposit(id, parties, authorization.value.0, true));
+    payer.recover().await.expect("compared");
+    let found = channel(&payer).await;
+    assert_eq!((found.state, found.deposit), (ChannelState::Open, 10_000));
 }
 
 #[tokio::test]
@@ -359,15 +482,7 @@ async fn a_deposit_that_never_came_cost_nothing() {
     drop((request, lost));
     assert_eq!(channel(&payer).await.doubt, cost(PROMPT, WINDOW));
     payer.shutdown().await;
-    let config = tenzro_payments::payer::PayerConfig {
-        path,
-        market: market(),
-        signer: signer(1),
-        limits: Limits::default(),
-        // The authorization holds for a quarter of an hour.
-        clock: || super::NOW + 901,
-    };
-    let payer = Payer::open(config, Arc::clone(&ledger) as _).expect("the books open");
+    let payer = open_at(&path, &ledger, Limits::default(), LATE);
     payer.recover().await.expect("compared");
     let found = channel(&payer).await;
     assert_eq!((found.state, found.doubt), (ChannelState::Closed, 0));

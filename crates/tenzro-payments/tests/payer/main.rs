@@ -35,12 +35,16 @@ fn update() -> B256 {
 }
 
 fn open(path: &Path, ledger: &Arc<Ledger>, limits: Limits) -> Payer {
+    open_at(path, ledger, limits, || NOW)
+}
+
+fn open_at(path: &Path, ledger: &Arc<Ledger>, limits: Limits, clock: fn() -> u64) -> Payer {
     let config = PayerConfig {
         path: path.to_owned(),
         market: market(),
         signer: signer(1),
         limits,
-        clock: || NOW,
+        clock,
     };
     Payer::open(config, Arc::clone(ledger) as _).expect("the books open")
 }

@@ -12,6 +12,7 @@ use tenzro_payments::payer::audit::PromptTokens;
 use tenzro_payments::payer::budget::Limits;
 use tenzro_payments::payer::{ChannelState, Credential, PaidRequest, PayError, Payer};
 use tenzro_payments::price::Tokens;
+use tenzro_payments::wire::Problem;
 use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
@@ -165,15 +166,34 @@ impl World {
         self.home.path().join(format!("{}.db", self.lives))
     }
 
+    /// A payee that asks for more than it can have earned is granted what it has on the ledger.
+    fn claim(&mut self, channel: B256, new: u128, problem: &Problem) {
+        let ceiling = self.ceiling(channel, new);
+        let account = self.accounts.entry(channel).or_default();
+        let required = problem.required_cumulative.expect("an amount").0;
+        if required > ceiling {
+            let settled = self.ledger.get(channel).expect("a channel").settled;
+            account.owed = account.owed.max(settled);
+        }
+    }
+
+    /// What may be signed on a channel.
+    fn ceiling(&self, channel: B256, new: u128) -> u128 {
+        let streams = self.streams.iter();
+        let running = streams.filter(|stream| stream.request.channel() == channel);
+        let limit: u128 = running.map(Stream::limit).sum();
+        let owed = self
+            .accounts
+            .get(&channel)
+            .map_or(0, |account| account.owed);
+        owed + limit + new
+    }
+
     /// Checks a voucher against the model. `new` is the limit of a request that is not in `streams` yet.
     fn check(&mut self, credential: &Credential, new: u128) {
         let voucher = Payee::read(credential).0;
-        let streams = self.streams.iter();
-        let running = streams.filter(|stream| stream.request.channel() == voucher.channel_id);
-        let limit: u128 = running.map(Stream::limit).sum();
+        let ceiling = self.ceiling(voucher.channel_id, new);
         let account = self.accounts.entry(voucher.channel_id).or_default();
-        // What the payee took on the ledger does not count: taken is not earned.
-        let ceiling = account.owed + limit + new;
         assert!(voucher.amount.0 >= account.signed, "a voucher went down");
         assert!(
             voucher.amount.0 <= ceiling.max(account.signed),
@@ -209,6 +229,7 @@ impl World {
                 break;
             };
             drop(credential);
+            self.claim(channel, new, &problem);
             let mut paid = request.retry(self.payee.terms(), &problem).await;
             if matches!(paid, Err(PayError::Behind)) {
                 // Once all is read that was sent, it cannot be behind.

@@ -152,28 +152,53 @@ impl Books {
         Ok(())
     }
 
-    /// What the payee had of a channel without a bill. While the channel is open that is nothing to go by:
-    /// payees may settle all that is signed, and it pays the next requests all the same. Only where they
-    /// settled more than was signed is it news: these books are old.
+    /// What the payee had of a channel. While it is open that says nothing of what was earned: payees may
+    /// settle all that is signed, and it pays the next requests all the same.
     fn settled(
         &self,
         channel: &mut Channel,
         found: &EscrowChannel,
         now: u64,
     ) -> Result<Option<(i64, Spend)>, PayError> {
-        if !found.is_final && found.settled <= channel.signed {
+        // What it could settle we signed, whether or not our books know.
+        channel.signed = channel.signed.max(found.settled);
+        if !found.is_final {
             return Ok(None);
         }
-        channel.signed = channel.signed.max(found.settled);
-        if found.is_final {
-            self.settle_doubt(channel, found.settled)?;
-        }
+        self.settle_doubt(channel, found.settled)?;
         let amount = channel.learn(found.settled);
         if amount == 0 {
             return Ok(None);
         }
         let id = self.store.take(now, channel, amount)?;
         Ok(Some((id, Spend { at: now, amount })))
+    }
+
+    /// The payee asks for `more` wei than it can have earned by these books. Where it has settled so much, it
+    /// may have lost its own books, or these are old: no more is lost by granting what it would keep if the
+    /// channel were closed. Whether it is granted.
+    pub(in crate::payer) fn concede(
+        &mut self,
+        id: B256,
+        more: u128,
+        found: &EscrowChannel,
+        now: u64,
+    ) -> Result<bool, PayError> {
+        let Some(mut channel) = self.channels.get(&id).cloned() else {
+            return Ok(false);
+        };
+        let known = channel.due.saturating_add(channel.doubt);
+        if found.is_final || more > found.settled.saturating_sub(known) {
+            return Ok(false);
+        }
+        channel.signed = channel.signed.max(found.settled);
+        channel.due += more;
+        let request = self.store.take(now, &channel, more)?;
+        self.store.put_channel(&channel)?;
+        let amount = more;
+        self.spends.insert(request, Spend { at: now, amount });
+        self.channels.insert(id, channel);
+        Ok(true)
     }
 
     /// A channel that the ledger has and these books have not.
