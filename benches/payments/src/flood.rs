@@ -15,7 +15,7 @@ use crate::streams::Provider;
 const CONNECTIONS: u32 = 50;
 
 /// Answers in a row, alone and then under the flood.
-const IN_A_ROW: usize = 5;
+const IN_A_ROW: usize = 15;
 /// Tokens of an answer: only the first one is timed.
 const TOKENS: u32 = 4;
 

@@ -4,9 +4,9 @@
 //! changes ─▶ bounded channel ─▶ all that wait ─▶ one SQLite transaction ─▶ commit (one fsync) ─▶ answers
 //! ```
 //!
-//! A voucher counts when it is answered, and so does every other word of a payer's or of the ledger's; only
-//! charges are ahead of the disk. One thread writes; the more requests are served at once, the more of their
-//! changes share an fsync. Counters only grow, so that changes may arrive in any order.
+//! A voucher counts when it is answered; charges, and what the ledger says, are ahead of the disk. One thread
+//! writes; the more requests are served at once, the more of their changes share an fsync. Counters only
+//! grow, so that changes may arrive in any order.
 //!
 //! Several model servers of one wallet may share a file. A channel belongs to one of them, its owner, which
 //! finds it again after a restart. Another one takes it over only while its owner is gone, where its payer

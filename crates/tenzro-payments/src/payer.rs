@@ -107,7 +107,9 @@ pub enum PayError {
     #[error("there is no channel to the provider, and it does not open any")]
     NoDeposits,
     /// More is asked for than was bought.
-    #[error("the provider asks for {required} wei; at most {signed} are due or may be paid ahead")]
+    #[error(
+        "the provider asks for {required} wei; at most {signed} are due or may be paid ahead; if this goes on, close the channel to it"
+    )]
     Overbilled {
         /// Wei since the channel was opened.
         required: u128,
@@ -238,7 +240,9 @@ impl Payer {
         let inner = &self.inner;
         let own = inner.signer.address();
         let mut ids: BTreeSet<_> = inner.ledger.channels_of(own).await?.into_iter().collect();
-        ids.extend(self.channels().await?.iter().map(|channel| channel.id));
+        let mut known = self.channels().await?;
+        known.retain(|channel| channel.state != ChannelState::Closed);
+        ids.extend(known.iter().map(|channel| channel.id));
         let finals = lock(&inner.finals).clone();
         for id in ids.difference(&finals) {
             inner.reconcile(*id).await?;

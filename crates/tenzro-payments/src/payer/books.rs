@@ -40,6 +40,8 @@ pub(super) struct Books {
     /// Channels, each with a server that did not take it. A server that has no channel at the next start
     /// is asked once more.
     turned_away: BTreeSet<(B256, Arc<str>)>,
+    /// By channel: credit that other requests had when the last one broke off.
+    promised: BTreeMap<B256, u128>,
     /// By request.
     spends: BTreeMap<i64, Spend>,
     /// The highest deposit that a server found too small, and what it suggested then.
@@ -96,7 +98,7 @@ pub(super) enum Step {
     Pay {
         request: i64,
         channel: B256,
-        /// No server is known to take the channel yet.
+        /// No server is known to take the channel yet, and the one that takes this voucher does.
         is_stray: bool,
         amount: u128,
         /// The payee asks for more than that.
@@ -123,6 +125,7 @@ impl Books {
             channels: BTreeMap::new(),
             running: BTreeMap::new(),
             turned_away: BTreeSet::new(),
+            promised: BTreeMap::new(),
             spends: BTreeMap::new(),
             too_small: BTreeMap::new(),
         };
@@ -133,6 +136,7 @@ impl Books {
     /// Forgets what is only in memory, and reads the file again.
     pub(super) fn load(&mut self, now: u64) -> Result<(), StoreError> {
         self.running.clear();
+        self.promised.clear();
         let channels = self.store.channels()?;
         self.channels = channels
             .into_iter()
@@ -245,9 +249,9 @@ impl Books {
         let others = self.others(id, channel.id);
         let beginning = if id.is_none() { own.likely() } else { Some(0) };
         let beginning = beginning.ok_or(PayError::TooMuch)?;
-        // Where it may be that more was signed than these books know, its server shows that to who asks with
-        // what they know, and no longer to who signs more.
-        let known = (id.is_none() && channel.place.is_none()).then_some(channel.signed);
+        // A server that wants more than what is known to be signed shows its last voucher, unless that is
+        // overtaken.
+        let known = channel.is_unknown().then_some(channel.signed);
         let wanted = Wanted {
             required: offer.required.or(known),
             is_refused: matches!(offer.purchase, Purchase::Refused { .. }),
@@ -317,7 +321,7 @@ impl Books {
         let step = Step::Pay {
             request,
             channel: channel.id,
-            is_stray: channel.place.is_none(),
+            is_stray: channel.place.is_none() && (raised > 0 || !channel.is_unknown()),
             amount,
             is_overbill: decision.is_overbill,
         };

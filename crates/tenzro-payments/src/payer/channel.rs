@@ -6,7 +6,7 @@
 //!       └ agreed by the payer's own audit
 //! ```
 //!
-//! `signed` never decreases and never passes `limit` or the deposit.
+//! `signed` never decreases. What is signed anew passes neither `limit` nor the deposit.
 
 use std::sync::Arc;
 
@@ -53,6 +53,12 @@ pub struct Channel {
 }
 
 impl Channel {
+    /// Found on the ledger, where vouchers do not stand: more may have been signed than is known, until a server
+    /// shows its last voucher.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.place.is_none() && self.salt.is_none()
+    }
+
     /// Wei that are signed, and neither due nor in doubt. The payee of a channel that is over has what it has.
     pub(super) fn credit(&self) -> u128 {
         match self.state {
@@ -148,7 +154,10 @@ pub(super) fn decide(
     let base = channel.due.checked_add(channel.doubt)?;
     let mut limit = base.checked_add(own.limit()?)?;
     // What is in doubt was mostly not charged: a payee that did charge it says so.
-    let base = if wanted.is_refused { base } else { channel.due };
+    let base = match (wanted.is_refused, wanted.required) {
+        (true, None) => base,
+        _ => channel.due,
+    };
     let mut target = base.checked_add(own.likely()?)?;
     // What the payee sent on other streams, and we have not read yet, is no lie.
     let mut unread = 0u128;
@@ -157,7 +166,13 @@ pub(super) fn decide(
         target = target.checked_add(other.authorized)?;
         unread = unread.checked_add(other.window()?)?;
     }
-    let target = wanted.required.unwrap_or(target);
+    let asked = wanted.required.unwrap_or(target);
+    // Of several that were refused at the same time each is told only what it needs itself.
+    let target = if wanted.is_refused {
+        asked.max(target)
+    } else {
+        asked
+    };
     let signed = channel.signed;
     let mut amount = target.min(limit).max(signed);
     if amount > signed {
@@ -179,7 +194,7 @@ pub(super) fn decide(
     Some(Decision {
         amount,
         limit,
-        is_overbill: target > limit.saturating_add(unread),
+        is_overbill: asked > limit.saturating_add(unread),
         is_cut,
     })
 }

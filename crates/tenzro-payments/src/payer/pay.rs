@@ -26,7 +26,7 @@ pub(super) struct Payment {
     /// Of a new request.
     pub(super) entry: Option<Entry>,
     pub(super) channel: B256,
-    /// No server is known to take the channel yet.
+    /// No server is known to take the channel yet, and the one that takes this voucher does.
     pub(super) is_stray: bool,
     pub(super) amount: u128,
     pub(super) is_overbill: bool,
@@ -186,22 +186,9 @@ impl Inner {
         Ok(Some(deposit))
     }
 
-    /// Grants a payee `more` wei than these books allow, where it has them on the ledger. Whether it does.
-    pub(super) async fn concede(&self, id: B256, more: u128) -> Result<bool, PayError> {
-        let Some(found) = self.ledger.channel(id).await? else {
-            return Ok(false);
-        };
-        let now = (self.clock)();
-        let concede = move |books: &mut Books| books.concede(id, more, &found, now);
-        self.worker.call(concede).await
-    }
-
     /// Takes the ledger's word on a channel.
     pub(super) async fn reconcile(&self, id: B256) -> Result<(), PayError> {
         let found = self.ledger.channel(id).await?;
-        if found.is_some_and(|found| found.is_final) {
-            lock(&self.finals).insert(id);
-        }
         let now = (self.clock)();
         let own = self.signer.address();
         let call = move |books: &mut Books| {
@@ -210,7 +197,11 @@ impl Inner {
             }
             books.reconcile(id, found.as_ref(), now)
         };
-        self.worker.call(call).await
+        self.worker.call(call).await?;
+        if found.is_some_and(|found| found.is_final) {
+            lock(&self.finals).insert(id);
+        }
+        Ok(())
     }
 }
 

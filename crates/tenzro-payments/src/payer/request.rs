@@ -246,16 +246,9 @@ impl PaidRequest {
         let required = problem.required_cumulative.map(|required| required.0);
         let id = self.entry.id;
         let terms = Arc::clone(&lock(&self.terms));
-        let pay = || {
-            let purchase = Purchase::Refused { id };
-            self.inner.pay(&terms, &self.place, purchase, required)
-        };
-        let mut paid = pay().await;
-        if let Err(PayError::Overbilled { required, signed }) = paid
-            && self.inner.concede(self.channel, required - signed).await?
-        {
-            paid = pay().await;
-        }
+        let purchase = Purchase::Refused { id };
+        let pay = self.inner.pay(&terms, &self.place, purchase, required);
+        let paid = pay.await;
         if let Err(PayError::Overbilled { required, signed }) = paid {
             let accuse = move |books: &mut Books| books.accuse(id, required, signed);
             self.inner.worker.call(accuse).await?;

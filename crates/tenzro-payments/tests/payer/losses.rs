@@ -171,44 +171,82 @@ async fn m13_a_bill_is_agreed_although_the_ledger_knows_a_higher_voucher_than_wi
 }
 
 #[tokio::test]
-async fn m12_a_payee_that_settled_ahead_and_lost_its_books_is_paid_on() {
-    let (_home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
-    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
-    let id = request.channel();
-    payee.end(id, 1);
-    request.not_served().await.expect("written");
-    let settled = payee.books[&id].amount();
-    ledger.change(id, |found| found.settled = settled);
-    // What it had is what it thinks it delivered.
-    let books = payee.books.get_mut(&id).expect("books");
-    (books.accepted, books.spent) = (None, settled);
-    for stream in 2..5 {
-        let request = start(&payer, &mut payee, stream, counted()).await;
+async fn m13_requests_that_begin_together_with_wiped_books_are_all_paid() {
+    let (_home, _ledger, mut payee, payer, spent) = wiped().await;
+    let mut waiting = Vec::new();
+    for stream in 2..10 {
+        let prompt = PromptTokens::counted(PROMPT);
+        let prepared = payer.prepare(payee.terms(), order(prompt, None)).await;
+        let (request, credential) = prepared.expect("paid");
+        payee.take(&credential, chat());
+        let problem = payee.begin(request.channel(), stream, PROMPT);
+        waiting.push((stream, request, problem.expect_err("not paid for")));
+    }
+    // Each is told the same, before any of them answers.
+    let mut running = Vec::new();
+    for (stream, request, problem) in waiting {
+        let paid = request.retry(payee.terms(), &problem).await;
+        let credential = paid.expect("paid");
+        payee.take(&credential, chat());
+        let id = request.channel();
+        payee.begin(id, stream, PROMPT).expect("paid for");
+        credential.accepted().await.expect("written");
+        running.push(request);
+    }
+    let found = channel(&payer).await;
+    assert_eq!(found.signed, spent + 8 * cost(PROMPT, WINDOW));
+}
+
+#[tokio::test]
+async fn m13_wiped_books_agree_to_what_is_served_for_what_they_do_not_know() {
+    let (_home, ledger, mut payee, payer, spent) = wiped().await;
+    let id = ledger.ids()[0];
+    // The credit that is left is enough for two short requests.
+    let ahead = market()
+        .domain
+        .sign_voucher(&signer(1), id, spent + cost(1, WINDOW) + cost(1, 1));
+    payee.books.get_mut(&id).expect("books").accepted = Some(ahead);
+    for stream in 2..4 {
+        let request = start(&payer, &mut payee, stream, (PromptTokens::counted(1), 1)).await;
         let request = request.expect("paid");
-        assert_eq!(request.channel(), id);
-        let output = payee.deliver(id, stream, PROMPT, 1);
+        let output = payee.deliver(id, stream, 1, 1);
         request.on_text("x");
         let charged = payee.end(id, stream);
-        let tokens = Tokens {
-            input: PROMPT,
-            output,
-        };
+        let tokens = Tokens { input: 1, output };
         let receipt = payee.receipt(id, tokens, charged);
-        request.on_receipt(&receipt).await.expect("audited");
+        let verdict = request.on_receipt(&receipt).await.expect("audited");
+        assert_eq!(verdict.agreed.charged.0, charged);
     }
-    let charged = settled + 3 * cost(PROMPT, 1);
     let found = channel(&payer).await;
-    assert_eq!((found.due, found.doubt), (charged, 0));
-    let rows = payer.spending(0).await.expect("read");
-    assert_eq!(rows.iter().map(|row| row.charged).sum::<u128>(), charged);
-    // What it asks for beyond that is refused, and nothing of it counts.
-    payee.books.get_mut(&id).expect("books").spent += settled;
-    let refused = start(&payer, &mut payee, 5, counted()).await.map(drop);
-    assert!(
-        matches!(refused, Err(PayError::Overbilled { .. })),
-        "{refused:?}"
-    );
-    assert_eq!(channel(&payer).await.due, charged);
+    let due = 2 * cost(1, 1);
+    assert_eq!((found.due, found.signed, found.place), (due, due, None));
+    // One that needs more is told all of it.
+    let request = start(&payer, &mut payee, 4, counted()).await.expect("paid");
+    assert_eq!(request.channel(), id);
+    let found = channel(&payer).await;
+    assert_eq!((found.due, found.place.is_some()), (spent + due, true));
+}
+
+#[tokio::test]
+async fn m08_a_payee_that_settles_and_claims_it_for_nothing_gets_no_other_voucher() {
+    let (_home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
+    let prompt = PromptTokens::counted(PROMPT);
+    for _ in 0..3 {
+        let prepared = payer.prepare(payee.terms(), order(prompt, None)).await;
+        let (request, credential) = prepared.expect("paid");
+        let (id, signed) = (request.channel(), payee.take(&credential, chat()).amount.0);
+        assert_eq!(signed, cost(PROMPT, WINDOW));
+        ledger.change(id, |found| found.settled = signed);
+        payee.books.get_mut(&id).expect("books").spent = signed;
+        drop(credential);
+        let problem = payee.begin(id, 1, PROMPT).expect_err("nothing is left");
+        let refused = request.retry(payee.terms(), &problem).await.map(drop);
+        let required = signed + cost(PROMPT, WINDOW);
+        assert_eq!(refused, Err(PayError::Overbilled { required, signed }));
+        request.not_served().await.expect("written");
+        payer.recover().await.expect("compared");
+    }
+    assert_eq!(payer.evidence(10).await.expect("read").len(), 3);
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use tenzro_payments::payer::audit::PromptTokens;
 use tenzro_payments::payer::budget::Limits;
 use tenzro_payments::payer::{ChannelState, Credential, PaidRequest, PayError, Payer};
 use tenzro_payments::price::Tokens;
-use tenzro_payments::wire::Problem;
 use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
@@ -166,18 +165,7 @@ impl World {
         self.home.path().join(format!("{}.db", self.lives))
     }
 
-    /// A payee that asks for more than it can have earned is granted what it has on the ledger.
-    fn claim(&mut self, channel: B256, new: u128, problem: &Problem) {
-        let ceiling = self.ceiling(channel, new);
-        let account = self.accounts.entry(channel).or_default();
-        let required = problem.required_cumulative.expect("an amount").0;
-        if required > ceiling {
-            let settled = self.ledger.get(channel).expect("a channel").settled;
-            account.owed = account.owed.max(settled);
-        }
-    }
-
-    /// What may be signed on a channel.
+    /// What may be signed on a channel. What its payee took on the ledger does not count: taken is not earned.
     fn ceiling(&self, channel: B256, new: u128) -> u128 {
         let streams = self.streams.iter();
         let running = streams.filter(|stream| stream.request.channel() == channel);
@@ -229,7 +217,6 @@ impl World {
                 break;
             };
             drop(credential);
-            self.claim(channel, new, &problem);
             let mut paid = request.retry(self.payee.terms(), &problem).await;
             if matches!(paid, Err(PayError::Behind)) {
                 // Once all is read that was sent, it cannot be behind.
@@ -481,6 +468,33 @@ fn run(suggested: u128, ops: &[Op], is_honest: bool, budget: Option<u128>) {
             (world.payee.books[&channel].charged(), 0)
         );
     });
+}
+
+#[test]
+fn m12_a_request_that_broke_off_may_have_used_what_others_did_not_need() {
+    let start = |likely, most: u32| Op::Start {
+        likely,
+        more: most - likely,
+        counted: 1,
+    };
+    let deliver = |tokens| Op::Deliver {
+        which: 0,
+        tokens,
+        arrives: false,
+    };
+    for last in [Op::Receipt { which: 0, more: 0 }, Op::Refused { likely: 1 }] {
+        let ops = [
+            start(1, 1),
+            deliver(1),
+            start(1, 1),
+            // So much more was signed for it than it takes, that the first one goes on with it.
+            start(113, 229),
+            deliver(32),
+            Op::Break { which: 0 },
+            last,
+        ];
+        run(0, &ops, true, None);
+    }
 }
 
 proptest! {

@@ -95,8 +95,13 @@ async fn each_server_of_a_payee_has_its_own_channel_also_with_wiped_books() {
     assert_eq!(places(&payer).await, expected);
     let (again, _) = start_at(&payer, &mut first, PLACE, &[]).await;
     assert_eq!(again.channel(), a_id);
-    first.end(a_id, 1);
-    second.end(b_id, 1);
+    // So that the next requests need new vouchers.
+    for (server, id) in [(&mut first, a_id), (&mut second, b_id)] {
+        for tokens in [WINDOW, 1] {
+            server.deliver(id, 1, PROMPT, tokens);
+        }
+        server.end(id, 1);
+    }
     drop((a, b, again));
     payer.shutdown().await;
 

@@ -46,8 +46,14 @@ impl Books {
         let asked = ending.bill.unwrap_or_else(unspoken);
         let (Running { prompt, shape, .. }, pricing) = (running, running.pricing);
         let (mut agreed, mut overbill) = audit(&pricing, prompt, shape, ending.heard, asked);
-        // Nobody may charge what was not signed for, and nobody can once the channel is over.
         let is_over = channel.state == ChannelState::Closed;
+        if channel.is_unknown() && !is_over {
+            // It served, and so it has a voucher for that.
+            let earned = channel.due.saturating_add(channel.doubt);
+            let earned = earned.saturating_add(agreed.charged.0).min(channel.deposit);
+            channel.signed = channel.signed.max(earned);
+        }
+        // Nobody may charge what was not signed for, and nobody can once the channel is over.
         let credit = channel.credit() + if is_over { 0 } else { channel.doubt };
         if agreed.charged.0 > credit {
             agreed.charged.0 = credit;
@@ -60,6 +66,7 @@ impl Books {
         channel.due += agreed.charged.0;
         channel.doubt = self.bounded_doubt(&channel)?;
         if is_alone && !is_over {
+            self.doubt_what_was_promised(&mut channel)?;
             let (before, most) = (channel.due - agreed.charged.0, agreed);
             if ending.spent > channel.due + channel.doubt {
                 let mut asked = asked;
@@ -87,7 +94,8 @@ impl Books {
     }
 
     /// It broke off. The payee may have charged for what arrived and for a window that did not, and it may
-    /// have used credit that was signed before: all that is not promised to other requests is in doubt.
+    /// have used credit that was signed before: all that is not promised to other requests is in doubt, and
+    /// what these left of it when they have ended.
     pub(in crate::payer) fn lose(&mut self, id: i64, now: u64) -> Result<(), PayError> {
         let (running, mut channel) = self.running(id)?;
         let most = running.limit().ok_or(PayError::TooMuch)?;
@@ -97,6 +105,7 @@ impl Books {
         let credit = channel.credit();
         let more = credit.saturating_sub(promised).max(most.min(credit));
         channel.doubt += more;
+        self.promised.insert(channel.id, channel.credit());
         let outcome = Outcome {
             state: RequestState::Lost,
             tokens: Tokens::output(running.heard),
@@ -112,7 +121,13 @@ impl Books {
 
     /// It was answered with an error and nothing else.
     pub(in crate::payer) fn refuse(&mut self, id: i64, now: u64) -> Result<(), PayError> {
-        let (_, channel) = self.running(id)?;
+        let (_, mut channel) = self.running(id)?;
+        if self.others(Some(id), channel.id).is_empty()
+            && self.doubt_what_was_promised(&mut channel)?
+        {
+            self.store.put_channel(&channel)?;
+            self.spends = self.store.spends(now)?;
+        }
         let outcome = Outcome {
             state: RequestState::Refused,
             tokens: Tokens::default(),
@@ -123,6 +138,21 @@ impl Books {
         self.store.end_request(id, now, &outcome)?;
         self.end(id, channel, 0, now);
         Ok(())
+    }
+
+    /// Nothing runs on a channel any more: what was promised to others when a request broke off, and they did
+    /// not need, it may have used. Whether there is any.
+    fn doubt_what_was_promised(&mut self, channel: &mut Channel) -> Result<bool, PayError> {
+        let promised = self.promised.remove(&channel.id).unwrap_or(0);
+        let more = promised.min(channel.credit());
+        let lost = self.store.requests(channel.id, RequestState::Lost)?;
+        let Some((id, charged)) = lost.last().filter(|_| more > 0) else {
+            return Ok(false);
+        };
+        channel.doubt += more;
+        self.store
+            .recharge(*id, RequestState::Lost, charged.saturating_add(more))?;
+        Ok(true)
     }
 
     fn end(&mut self, id: i64, channel: Channel, charged: u128, now: u64) {

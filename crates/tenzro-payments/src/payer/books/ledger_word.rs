@@ -13,7 +13,7 @@ use crate::payer::store::Deposit;
 use crate::payer::{PayError, Server};
 
 impl Books {
-    /// A server served, or took a voucher: a channel that was nobody's is its own from now on.
+    /// A server served, or took a new voucher: a channel that was nobody's is its own from now on.
     pub(in crate::payer) fn settle_down(
         &mut self,
         id: B256,
@@ -172,33 +172,6 @@ impl Books {
         }
         let id = self.store.take(now, channel, amount)?;
         Ok(Some((id, Spend { at: now, amount })))
-    }
-
-    /// The payee asks for `more` wei than it can have earned by these books. Where it has settled so much, it
-    /// may have lost its own books, or these are old: no more is lost by granting what it would keep if the
-    /// channel were closed. Whether it is granted.
-    pub(in crate::payer) fn concede(
-        &mut self,
-        id: B256,
-        more: u128,
-        found: &EscrowChannel,
-        now: u64,
-    ) -> Result<bool, PayError> {
-        let Some(mut channel) = self.channels.get(&id).cloned() else {
-            return Ok(false);
-        };
-        let known = channel.due.saturating_add(channel.doubt);
-        if found.is_final || more > found.settled.saturating_sub(known) {
-            return Ok(false);
-        }
-        channel.signed = channel.signed.max(found.settled);
-        channel.due += more;
-        let request = self.store.take(now, &channel, more)?;
-        self.store.put_channel(&channel)?;
-        let amount = more;
-        self.spends.insert(request, Spend { at: now, amount });
-        self.channels.insert(id, channel);
-        Ok(true)
     }
 
     /// A channel that the ledger has and these books have not.
