@@ -36,9 +36,9 @@ use crate::probe::Prober;
 use order::{Purchase, chat_order, completion_order, embedding_order};
 use stream::{Visible, paid_chunks};
 
-/// Requests for one answer at most: without payment, with a voucher, after a deposit, with the prompt as the
-/// provider counts it, and one more.
-const ROUNDS: u32 = 5;
+/// Requests for one answer at most: without payment, with the voucher that is known, with a new one, after a
+/// deposit, with the prompt as the provider counts it, and one more.
+const ROUNDS: u32 = 6;
 /// A challenge that ends sooner is not answered any more.
 const MARGIN_SECONDS: u64 = 15;
 /// Largest body of a refusal.

@@ -249,12 +249,23 @@ impl Books {
         let others = self.others(id, channel.id);
         let beginning = if id.is_none() { own.likely() } else { Some(0) };
         let beginning = beginning.ok_or(PayError::TooMuch)?;
-        // A server that wants more than what is known to be signed shows its last voucher, unless that is
-        // overtaken.
-        let known = channel.is_unknown().then_some(channel.signed);
+        let is_refused = matches!(offer.purchase, Purchase::Refused { .. });
+        // A server shows its last voucher where a request takes more, unless that is overtaken: on a channel
+        // that is not known no more is signed before.
+        let is_guess = channel.is_unknown() && !(is_refused && offer.required.is_some());
+        if let (true, None, Some((left, period))) = (is_guess, id, budget) {
+            // What is served all the same has to fit.
+            let running = others.iter().map(|other| other.authorized);
+            if left < running.fold(beginning, u128::saturating_add) {
+                return Err(PayError::Budget { period, left });
+            }
+        }
         let wanted = Wanted {
-            required: offer.required.or(known),
-            is_refused: matches!(offer.purchase, Purchase::Refused { .. }),
+            required: match is_guess {
+                true => Some(channel.signed),
+                false => offer.required,
+            },
+            is_refused: is_refused && !is_guess,
             step: offer.step,
             // Credit of earlier requests is reserved, and used first; what is signed on top must fit.
             room: budget.map(|(left, _)| left),
@@ -297,7 +308,10 @@ impl Books {
             });
         }
         let raised = amount - channel.signed;
-        own.authorized = own.authorized.saturating_add(raised).max(beginning);
+        let authorized = own.authorized.saturating_add(raised);
+        // It may be for others as well that were refused at the same time.
+        let most = own.limit().ok_or(PayError::TooMuch)?;
+        own.authorized = authorized.min(most.max(own.authorized)).max(beginning);
         channel.signed = amount;
         if raised > 0 || new.is_some() {
             self.store.put_channel(&channel)?;

@@ -42,7 +42,7 @@ pub struct Channel {
     pub salt: Option<B256>,
     /// Wei in it.
     pub deposit: u128,
-    /// Highest amount of a voucher that was signed.
+    /// Highest amount of a voucher that was signed, as far as is known.
     pub signed: u128,
     /// Wei that the payee earned by our own audit.
     pub due: u128,
@@ -166,22 +166,21 @@ pub(super) fn decide(
         target = target.checked_add(other.authorized)?;
         unread = unread.checked_add(other.window()?)?;
     }
+    let signed = channel.signed;
+    let most = wanted
+        .room
+        .map_or(u128::MAX, |room| signed.saturating_add(room));
     let asked = wanted.required.unwrap_or(target);
     // Of several that were refused at the same time each is told only what it needs itself.
-    let target = if wanted.is_refused {
-        asked.max(target)
-    } else {
-        asked
+    let target = match wanted.is_refused {
+        true => asked.max(target.min(most)),
+        false => asked,
     };
-    let signed = channel.signed;
     let mut amount = target.min(limit).max(signed);
     if amount > signed {
         amount = amount.max(signed.checked_add(wanted.step)?);
     }
     let limit = limit.checked_add(wanted.step)?;
-    let most = wanted
-        .room
-        .map_or(u128::MAX, |room| signed.saturating_add(room));
     let is_cut = amount > most;
     if is_cut {
         // Less than a step more would not be taken.

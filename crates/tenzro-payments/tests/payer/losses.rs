@@ -6,7 +6,7 @@ use std::sync::Arc;
 use alloy::primitives::B256;
 use tempfile::TempDir;
 use tenzro_payments::payer::audit::PromptTokens;
-use tenzro_payments::payer::budget::{Bound, DepositRefused, Limits};
+use tenzro_payments::payer::budget::{Bound, DepositRefused, Limits, Period};
 use tenzro_payments::payer::{Channel, ChannelState, Credential, PayError, Payer, StoreError};
 use tenzro_payments::price::Tokens;
 use tenzro_payments::voucher::Voucher;
@@ -148,7 +148,10 @@ async fn m13_a_bill_is_agreed_although_the_ledger_knows_a_higher_voucher_than_wi
     let (_home, ledger, mut payee, payer, spent) = wiped().await;
     let id = ledger.ids()[0];
     // So much was paid ahead that nothing new has to be signed.
-    payee.books.get_mut(&id).expect("books").spent = 0;
+    let ahead = market()
+        .domain
+        .sign_voucher(&signer(1), id, spent + cost(1, WINDOW));
+    payee.books.get_mut(&id).expect("books").accepted = Some(ahead);
     let small = (PromptTokens::counted(1), 1);
     let request = start(&payer, &mut payee, 2, small).await.expect("paid");
     payee.deliver(id, 2, 1, 1);
@@ -167,7 +170,10 @@ async fn m13_a_bill_is_agreed_although_the_ledger_knows_a_higher_voucher_than_wi
         (cost(1, 1), None)
     );
     let found = channel(&payer).await;
-    assert_eq!((found.due, found.signed), (cost(1, 1), spent));
+    let due = spent + cost(1, 1);
+    assert_eq!((found.due, found.signed), (due, due));
+    let rows = payer.spending(0).await.expect("read");
+    assert_eq!(rows.iter().map(|row| row.charged).sum::<u128>(), due);
 }
 
 #[tokio::test]
@@ -215,7 +221,10 @@ async fn m13_wiped_books_agree_to_what_is_served_for_what_they_do_not_know() {
         let tokens = Tokens { input: 1, output };
         let receipt = payee.receipt(id, tokens, charged);
         let verdict = request.on_receipt(&receipt).await.expect("audited");
-        assert_eq!(verdict.agreed.charged.0, charged);
+        assert_eq!(
+            (verdict.agreed.charged.0, verdict.overbill),
+            (charged, None)
+        );
     }
     let found = channel(&payer).await;
     let due = 2 * cost(1, 1);
@@ -225,6 +234,89 @@ async fn m13_wiped_books_agree_to_what_is_served_for_what_they_do_not_know() {
     assert_eq!(request.channel(), id);
     let found = channel(&payer).await;
     assert_eq!((found.due, found.place.is_some()), (spent + due, true));
+}
+
+#[tokio::test]
+async fn m32_what_is_served_on_trust_keeps_to_the_budget() {
+    let (home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
+    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+    let id = request.channel();
+    payee.end(id, 1);
+    drop(request);
+    payer.shutdown().await;
+    let one = cost(PROMPT, WINDOW);
+    let limits = Limits {
+        hour: Some(one),
+        ..Limits::default()
+    };
+    let payer = open(&home.path().join("new.db"), &ledger, limits);
+    payer.recover().await.expect("compared");
+    let order = || order(PromptTokens::counted(PROMPT), None);
+    let (request, credential) = payer.prepare(payee.terms(), order()).await.expect("paid");
+    assert_eq!(payee.take(&credential, chat()).amount.0, 0);
+    // Another one would be more than the hour's budget.
+    let left = one;
+    let beside = payer.prepare(payee.terms(), order()).await.map(drop);
+    let period = Period::Hour;
+    assert_eq!(beside, Err(PayError::Budget { period, left }));
+    // Served for nothing, and twice as long as what was reserved.
+    request.on_text(&"x".repeat(3 * WINDOW as usize));
+    let tokens = Tokens {
+        input: PROMPT,
+        output: 2 * WINDOW,
+    };
+    let receipt = payee.receipt(id, tokens, cost(PROMPT, 2 * WINDOW));
+    let verdict = request.on_receipt(&receipt).await.expect("audited");
+    assert_eq!(verdict.agreed.charged.0, one);
+    let next = payer.prepare(payee.terms(), order()).await.map(drop);
+    let left = 0;
+    assert_eq!(next, Err(PayError::Budget { period, left }));
+}
+
+#[tokio::test]
+async fn m13_wiped_books_sign_nothing_for_a_demand_that_they_cannot_know() {
+    let (_home, ledger, mut payee, payer, spent) = wiped().await;
+    let id = ledger.ids()[0];
+    let ahead = market()
+        .domain
+        .sign_voucher(&signer(1), id, spent + cost(1, WINDOW));
+    payee.books.get_mut(&id).expect("books").accepted = Some(ahead);
+    let request = start(&payer, &mut payee, 2, (PromptTokens::counted(1), 1)).await;
+    let request = request.expect("paid");
+    let output = payee.deliver(id, 2, 1, WINDOW);
+    request.on_text(&"x".repeat(output as usize));
+    let need = payee.need(id, 2, 1);
+    let answer = request
+        .on_need_voucher(&need, chat())
+        .await
+        .expect("decided");
+    assert!(answer.credential.is_none() && !answer.is_overbill);
+    let charged = payee.end(id, 2);
+    let receipt = payee.receipt(id, Tokens { input: 1, output }, charged);
+    let verdict = request.on_receipt(&receipt).await.expect("audited");
+    assert_eq!(
+        (verdict.agreed.charged.0, verdict.overbill),
+        (charged, None)
+    );
+    let request = start(&payer, &mut payee, 3, counted()).await.expect("paid");
+    assert_eq!(channel(&payer).await.due, spent + charged);
+    drop(request);
+}
+
+#[tokio::test]
+async fn m13_wiped_books_are_right_after_the_provider_settled_all_of_it() {
+    let (_home, ledger, mut payee, payer, spent) = wiped().await;
+    let id = ledger.ids()[0];
+    // Its last voucher is earned in full.
+    let last = market().domain.sign_voucher(&signer(1), id, spent);
+    payee.books.get_mut(&id).expect("books").accepted = Some(last);
+    ledger.change(id, |found| found.settled = spent);
+    payer.recover().await.expect("compared");
+    let request = start(&payer, &mut payee, 2, counted()).await.expect("paid");
+    let found = channel(&payer).await;
+    let one = cost(PROMPT, WINDOW);
+    assert_eq!((found.due, found.signed), (spent, spent + one));
+    drop(request);
 }
 
 #[tokio::test]

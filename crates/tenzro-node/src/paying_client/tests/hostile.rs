@@ -388,7 +388,7 @@ async fn a_server_that_takes_no_payment_is_given_up() {
     let refused = liar.client(&market).chat(&chat()).await.map(drop);
     let error = refused.expect_err("refused").to_string();
     assert!(error.contains("refuses every payment"), "{error}");
-    assert_eq!(liar.amounts().len(), 4);
+    assert_eq!(liar.amounts().len(), 5);
     let channels = market.payer.channels().await.expect("read");
     assert_eq!((channels[0].due, channels[0].doubt), (0, 0));
 }

@@ -48,10 +48,11 @@ impl Books {
         let (mut agreed, mut overbill) = audit(&pricing, prompt, shape, ending.heard, asked);
         let is_over = channel.state == ChannelState::Closed;
         if channel.is_unknown() && !is_over {
-            // It served, and so it has a voucher for that.
+            // It served, for a voucher that was forgotten, or on trust: the next one may be for this.
             let earned = channel.due.saturating_add(channel.doubt);
             let earned = earned.saturating_add(agreed.charged.0).min(channel.deposit);
-            channel.signed = channel.signed.max(earned);
+            let room = self.budget(now).map_or(u128::MAX, |(left, _)| left);
+            channel.signed = earned.clamp(channel.signed, channel.signed.saturating_add(room));
         }
         // Nobody may charge what was not signed for, and nobody can once the channel is over.
         let credit = channel.credit() + if is_over { 0 } else { channel.doubt };
@@ -65,10 +66,11 @@ impl Books {
         let doubt = channel.doubt;
         channel.due += agreed.charged.0;
         channel.doubt = self.bounded_doubt(&channel)?;
+        let mut is_changed = false;
         if is_alone && !is_over {
-            self.doubt_what_was_promised(&mut channel)?;
+            is_changed = self.doubt_what_was_promised(&mut channel, now)?;
             let (before, most) = (channel.due - agreed.charged.0, agreed);
-            if ending.spent > channel.due + channel.doubt {
+            if ending.spent > channel.due + channel.doubt && !channel.is_unknown() {
                 let mut asked = asked;
                 asked.charged.0 = ending.spent.saturating_sub(before);
                 overbill.get_or_insert(Overbill { asked, most });
@@ -85,7 +87,7 @@ impl Books {
         };
         self.store.end_request(ending.id, now, &outcome)?;
         self.store.put_channel(&channel)?;
-        if channel.doubt != doubt {
+        if is_changed || channel.doubt != doubt {
             // What lost requests cost is known better now.
             self.spends = self.store.spends(now)?;
         }
@@ -119,11 +121,11 @@ impl Books {
         Ok(())
     }
 
-    /// It was answered with an error and nothing else.
+    /// It was answered with an error and nothing else: it cost nothing.
     pub(in crate::payer) fn refuse(&mut self, id: i64, now: u64) -> Result<(), PayError> {
         let (_, mut channel) = self.running(id)?;
         if self.others(Some(id), channel.id).is_empty()
-            && self.doubt_what_was_promised(&mut channel)?
+            && self.doubt_what_was_promised(&mut channel, now)?
         {
             self.store.put_channel(&channel)?;
             self.spends = self.store.spends(now)?;
@@ -141,8 +143,12 @@ impl Books {
     }
 
     /// Nothing runs on a channel any more: what was promised to others when a request broke off, and they did
-    /// not need, it may have used. Whether there is any.
-    fn doubt_what_was_promised(&mut self, channel: &mut Channel) -> Result<bool, PayError> {
+    /// not need, it may have used. Whether there is any; it counts as of now.
+    fn doubt_what_was_promised(
+        &mut self,
+        channel: &mut Channel,
+        now: u64,
+    ) -> Result<bool, PayError> {
         let promised = self.promised.remove(&channel.id).unwrap_or(0);
         let more = promised.min(channel.credit());
         let lost = self.store.requests(channel.id, RequestState::Lost)?;
@@ -152,6 +158,7 @@ impl Books {
         channel.doubt += more;
         self.store
             .recharge(*id, RequestState::Lost, charged.saturating_add(more))?;
+        self.store.redate(*id, now)?;
         Ok(true)
     }
 

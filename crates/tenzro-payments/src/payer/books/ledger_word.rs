@@ -153,20 +153,21 @@ impl Books {
     }
 
     /// What the payee had of a channel. While it is open that says nothing of what was earned: payees may
-    /// settle all that is signed, and it pays the next requests all the same.
+    /// settle all that is signed, and it pays the next requests all the same. Only what these books do not
+    /// know to be signed is taken for earned before they were lost.
     fn settled(
         &self,
         channel: &mut Channel,
         found: &EscrowChannel,
         now: u64,
     ) -> Result<Option<(i64, Spend)>, PayError> {
-        // What it could settle we signed, whether or not our books know.
-        channel.signed = channel.signed.max(found.settled);
-        if !found.is_final {
-            return Ok(None);
+        let mut amount = found.settled.saturating_sub(channel.signed);
+        channel.signed += amount;
+        channel.due += amount;
+        if found.is_final {
+            self.settle_doubt(channel, found.settled)?;
+            amount += channel.learn(found.settled);
         }
-        self.settle_doubt(channel, found.settled)?;
-        let amount = channel.learn(found.settled);
         if amount == 0 {
             return Ok(None);
         }

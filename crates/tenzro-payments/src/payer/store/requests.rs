@@ -186,6 +186,14 @@ impl Store {
         Ok(())
     }
 
+    /// Lets a request count as of a time (Unix seconds).
+    pub(in crate::payer) fn redate(&self, id: i64, at: u64) -> Result<(), StoreError> {
+        self.conn
+            .prepare_cached("UPDATE request SET at = ?2 WHERE id = ?1")?
+            .execute(params![id, seconds(at)])?;
+        Ok(())
+    }
+
     /// What was spent and counts at a time (Unix seconds), by request.
     pub(in crate::payer) fn spends(&self, now: u64) -> Result<BTreeMap<i64, Spend>, StoreError> {
         let mut query = self
