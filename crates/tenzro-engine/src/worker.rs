@@ -165,10 +165,15 @@ impl Worker {
             .filter(|(_, answer)| answer.is_cancelled())
             .map(|(&id, _)| id)
             .collect();
-        for id in gone {
+        for &id in &gone {
             self.answers.remove(&id);
             self.scheduler.finish(id);
-            self.counters.cancelled.fetch_add(1, Ordering::Relaxed);
+        }
+        if !gone.is_empty() {
+            // Who sees that they left sees that their places are free.
+            self.publish();
+            let count = u64::try_from(gone.len()).unwrap_or(0);
+            self.counters.cancelled.fetch_add(count, Ordering::Release);
         }
     }
 

@@ -112,6 +112,8 @@ impl Counters {
     }
 
     pub(crate) fn read(&self) -> EngineGauges {
+        // Before those that are published before it.
+        let cancelled_total = self.cancelled.load(Ordering::Acquire);
         EngineGauges {
             running: self.running.load(Ordering::Relaxed),
             waiting: self.waiting.load(Ordering::Relaxed),
@@ -121,7 +123,7 @@ impl Counters {
             prefill_tokens_total: self.prefill.load(Ordering::Relaxed),
             cached_tokens_total: self.cached.load(Ordering::Relaxed),
             generated_tokens_total: self.generated.load(Ordering::Relaxed),
-            cancelled_total: self.cancelled.load(Ordering::Relaxed),
+            cancelled_total,
         }
     }
 }
