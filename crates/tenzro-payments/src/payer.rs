@@ -11,10 +11,10 @@
 //! ```
 //!
 //! A wallet pays each model server of a payee through a channel of its own: the servers of a provider keep
-//! no common account. A channel that was found on the ledger may be any server's; the first one that takes
-//! it has it. A server that does not take its channel gets another one. Deposits are authorizations that the
-//! payee submits; a channel's id and the authorization follow from what is stored, so that a deposit that
-//! was signed before a crash is sent again and not made twice.
+//! no common account. A channel that was found on the ledger may be any server's; the first one that takes a
+//! new voucher on it has it. A server that does not take its channel gets another one. Deposits are
+//! authorizations that the payee submits; a channel's id and the authorization follow from what is stored, so
+//! that a deposit that was signed before a crash is sent again and not made twice.
 
 pub mod audit;
 mod books;
