@@ -172,7 +172,7 @@ impl Worker {
         if !gone.is_empty() {
             // Who sees that they left sees that their places are free.
             self.publish();
-            let count = u64::try_from(gone.len()).unwrap_or(0);
+            let count = gone.len() as u64;
             self.counters.cancelled.fetch_add(count, Ordering::Release);
         }
     }

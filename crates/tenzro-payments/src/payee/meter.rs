@@ -308,14 +308,10 @@ impl Meter {
     /// Ends the request. What was held is free again.
     pub async fn finish(mut self, outcome: Outcome) -> Receipt {
         self.release();
-        if self.charged != Tokens::default() {
-            let mut written = self.write(&outcome.finish);
-            if written.is_ok() {
-                written = self.written_down().await;
-            }
-            if let Err(error) = written {
-                tracing::warn!(%error, "the end of a request cannot be written down");
-            }
+        if self.charged != Tokens::default()
+            && let Err(error) = self.write_last(&outcome.finish).await
+        {
+            tracing::warn!(%error, "the end of a request cannot be written down");
         }
         self.receipt(&outcome)
     }
@@ -358,6 +354,11 @@ impl Meter {
         self.writing = Some(self.purse.payee.0.books.post(change)?);
         self.written = self.charged;
         Ok(())
+    }
+
+    async fn write_last(&mut self, finish: &str) -> Result<(), BooksError> {
+        self.write(finish)?;
+        self.written_down().await
     }
 
     /// Waits until what was given to the books is on the disk; may be dropped and called again. After a failure

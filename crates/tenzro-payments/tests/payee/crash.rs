@@ -5,11 +5,13 @@ use std::pin::pin;
 use futures::{FutureExt, poll};
 use rusqlite::Connection;
 use tenzro_payments::books::BooksError;
-use tenzro_payments::payee::{Accepted, Charge, Outcome, Refused};
+use tenzro_payments::payee::{Accepted, Charge, Refused};
 use tenzro_payments::price::Tokens;
 use tenzro_payments::settlement::Policy;
 
-use crate::scene::{INPUT, OUTPUT, Scene, WEALTH, WINDOW, open_payee, order, payee_address, purse};
+use crate::scene::{
+    INPUT, OUTPUT, Scene, WEALTH, WINDOW, finish, open_payee, order, payee_address, purse,
+};
 
 const DEPOSIT: u128 = 100_000;
 
@@ -128,13 +130,7 @@ async fn nothing_is_charged_after_a_write_that_failed_and_the_end_is_written_all
     assert_eq!(purse.receipt().spent, spent);
     rename("elsewhere", "request");
     assert!(on_disk(&disk) < spent.0);
-    let finish = "error".to_owned();
-    meter
-        .finish(Outcome {
-            cached_tokens: 0,
-            finish,
-        })
-        .await;
+    finish(meter, "error").await;
     assert_eq!(on_disk(&disk), spent.0);
 }
 
@@ -183,13 +179,7 @@ async fn m13_a_payer_that_lost_its_books_gets_its_own_last_voucher_back() {
         output: 190,
     };
     assert_eq!(meter.charge(delivered).await, Ok(Charge::Paid));
-    let finish = "stop".to_owned();
-    meter
-        .finish(Outcome {
-            cached_tokens: 0,
-            finish,
-        })
-        .await;
+    finish(meter, "stop").await;
     // It knows the channel from the ledger, and nothing else.
     let purse = purse(scene.voucher(0).await);
     let refused = purse.begin(order(10, 300)).expect_err("not covered");
@@ -265,13 +255,7 @@ async fn m12_a_crash_after_any_write_loses_nothing_that_was_answered() {
                 assert_survives(&scene, spent, signed, lag).await;
             }
         }
-        let finish = "length".to_owned();
-        meter
-            .finish(Outcome {
-                cached_tokens: 0,
-                finish,
-            })
-            .await;
+        finish(meter, "length").await;
         assert_survives(&scene, spent, signed, 0).await;
         scene.payee.settle_all().await.expect("settled");
         assert_survives(&scene, spent, signed, 0).await;

@@ -8,12 +8,14 @@ use alloy::primitives::{Address, B256, U256, keccak256};
 use mpp::protocol::core::{PaymentCredential, format_authorization, parse_www_authenticate};
 use tenzro_payments::books::Books;
 use tenzro_payments::escrow::Escrow;
-use tenzro_payments::payee::{Accepted, Charge, Order, Outcome, Paid, Payee, Purse, Refused, Sale};
+use tenzro_payments::payee::{
+    Accepted, Charge, Meter, Order, Outcome, Paid, Payee, Purse, Refused, Sale,
+};
 use tenzro_payments::price::{Pricing, Tokens};
 use tenzro_payments::signature::Signer;
 use tenzro_payments::voucher::{Domain, RequestAuth, Voucher, request_hash};
 use tenzro_payments::wire::{
-    Authorization, Close, ModelTerms, Open, OpenDeposit, Payload, TopUp, TopUpDeposit,
+    Authorization, Close, ModelTerms, Open, OpenDeposit, Payload, Receipt, TopUp, TopUpDeposit,
     VoucherUpdate,
 };
 use tenzro_protocol::amount::Wei;
@@ -182,11 +184,7 @@ impl Scene {
         let mut meter = purse.start(order(10, output)).expect("paid for");
         let tokens = Tokens { input: 10, output };
         assert_eq!(meter.charge(tokens).await, Ok(Charge::Paid));
-        let outcome = Outcome {
-            cached_tokens: 0,
-            finish: "stop".to_owned(),
-        };
-        meter.finish(outcome).await.spent.0
+        finish(meter, "stop").await.spent.0
     }
 
     /// A channel with that deposit and a first voucher.
@@ -347,4 +345,13 @@ impl Payer {
             nonce,
         )
     }
+}
+
+/// Ends a request for that reason.
+pub(crate) async fn finish(meter: Meter, reason: &str) -> Receipt {
+    let outcome = Outcome {
+        cached_tokens: 0,
+        finish: reason.to_owned(),
+    };
+    meter.finish(outcome).await
 }

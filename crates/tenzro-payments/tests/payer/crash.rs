@@ -7,12 +7,11 @@ use tempfile::TempDir;
 use tenzro_payments::payer::audit::PromptTokens;
 use tenzro_payments::payer::budget::Limits;
 use tenzro_payments::payer::{Channel, PaidRequest, Payer};
-use tenzro_payments::price::Tokens;
 
 use super::ledger::Ledger;
 use super::losses::crash;
 use super::payee::{Payee, WINDOW, cost};
-use super::{chat, open, order, start, update};
+use super::{agree, chat, open, order, start, update};
 
 const PROMPT: u32 = 20;
 const WEALTH: u128 = 1_000_000;
@@ -32,19 +31,6 @@ struct Life {
 
 /// The process is dead.
 struct Dead;
-
-/// An honest bill for an answer of so many tokens, which the payer finds right.
-async fn agree(payee: &mut Payee, request: &PaidRequest, stream: u32, output: u32) {
-    let id = request.channel();
-    let charged = payee.end(id, stream);
-    let tokens = Tokens {
-        input: PROMPT,
-        output,
-    };
-    let receipt = payee.receipt(id, tokens, charged);
-    let verdict = request.on_receipt(&receipt).await.expect("audited");
-    assert_eq!(verdict.overbill, None);
-}
 
 impl Life {
     fn new(dies_at: Option<usize>) -> Self {
@@ -133,7 +119,7 @@ impl Life {
         stream: u32,
         output: u32,
     ) -> Result<(), Dead> {
-        agree(&mut self.payee, request, stream, output).await;
+        agree(&mut self.payee, request, stream, (PROMPT, output)).await;
         self.moment()
     }
 
@@ -172,7 +158,7 @@ impl Life {
         let id = request.channel();
         let output = self.payee.deliver(id, 9, PROMPT, 3);
         request.on_text("abc");
-        agree(&mut self.payee, &request, 9, output).await;
+        agree(&mut self.payee, &request, 9, (PROMPT, output)).await;
         let channels = payer.channels().await.expect("read");
         let [
             Channel {

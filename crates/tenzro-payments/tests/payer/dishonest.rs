@@ -12,7 +12,7 @@ use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
 use super::payee::{PRICING, Payee, WINDOW, cost, market, signer};
-use super::{amount, chat, open, order, scene, start, update};
+use super::{agree, amount, chat, open, order, scene, start, update};
 
 const PROMPT: u32 = 20;
 
@@ -335,15 +335,7 @@ async fn m08_what_a_payee_takes_ahead_pays_the_next_requests() {
         payer.recover().await.expect("compared");
         let output = payee.deliver(id, stream, PROMPT, 1);
         request.on_text("x");
-        let charged = payee.end(id, stream);
-        let tokens = Tokens {
-            input: PROMPT,
-            output,
-        };
-        let receipt = payee.receipt(id, tokens, charged);
-        let verdict = request.on_receipt(&receipt).await.expect("audited");
-        assert_eq!(verdict.overbill, None);
-        owed += charged;
+        owed += agree(&mut payee, &request, stream, (PROMPT, output)).await;
         payer.recover().await.expect("compared");
         let channels = payer.channels().await.expect("read");
         assert_eq!((channels[0].due, channels[0].doubt), (owed, 0));

@@ -15,7 +15,7 @@ use tenzro_protocol::amount::Wei;
 
 use super::ledger::Ledger;
 use super::payee::{Payee, WINDOW, cost, market, signer};
-use super::{chat, open, open_at, order, scene, start};
+use super::{agree, chat, open, open_at, order, scene, start};
 
 const PROMPT: u32 = 20;
 /// No deposit that was signed before can come any more: an authorization holds for a quarter of an hour.
@@ -31,6 +31,18 @@ pub(super) fn crash(from: &Path, to: &Path) {
         let name = |path: &Path| format!("{}{suffix}", path.display());
         std::fs::copy(name(from), name(to)).expect("copied");
     }
+}
+
+/// The payee submits a deposit that was sent to it; false where the ledger does not take it.
+fn comes(ledger: &Ledger, payee: &Payee, (voucher, payload): (Voucher, Payload)) -> bool {
+    let Payload::Open(open) = payload else {
+        panic!("not an open")
+    };
+    let OpenDeposit::Authorization { authorization, .. } = open.deposit else {
+        panic!("not signed")
+    };
+    let parties = (signer(1).address(), payee.signer.address());
+    ledger.deposit(voucher.channel_id, parties, authorization.value.0, true)
 }
 
 async fn channel(payer: &Payer) -> Channel {
@@ -84,21 +96,59 @@ async fn m12_a_deposit_that_came_although_its_answer_got_lost_is_used() {
     assert_eq!(channel(&payer).await.deposit, 10_000);
 }
 
+/// A payee that delivered a window, and the payer with wiped books.
+struct Wiped {
+    _home: TempDir,
+    ledger: Arc<Ledger>,
+    payee: Payee,
+    payer: Payer,
+    /// Of their channel.
+    id: B256,
+    /// Wei that the payee delivered for.
+    spent: u128,
+}
+
+impl Wiped {
+    async fn new(limits: Limits) -> Self {
+        let (home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
+        let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
+        let id = request.channel();
+        assert_eq!(payee.deliver(id, 1, PROMPT, WINDOW), WINDOW);
+        let spent = payee.end(id, 1);
+        drop(request);
+        payer.shutdown().await;
+        let payer = open(&home.path().join("new.db"), &ledger, limits);
+        payer.recover().await.expect("compared");
+        Self {
+            _home: home,
+            ledger,
+            payee,
+            payer,
+            id,
+            spent,
+        }
+    }
+
+    /// The payee has a voucher of the old books, so much above what it delivered for.
+    fn is_paid_ahead(&mut self, more: u128) {
+        let domain = market().domain;
+        let voucher = domain.sign_voucher(&signer(1), self.id, self.spent + more);
+        let books = self.payee.books.get_mut(&self.id).expect("books");
+        books.accepted = Some(voucher);
+    }
+}
+
 #[tokio::test]
 async fn m13_wiped_books_go_on_with_what_the_payee_shows_of_our_own_signature() {
-    let home = tempfile::tempdir().expect("a folder");
-    let ledger = Arc::new(Ledger::new(1_000_000));
-    let mut payee = Payee::new(&ledger, 500_000);
-    let payer = open(&home.path().join("old.db"), &ledger, Limits::default());
-    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
-    let id = request.channel();
-    let delivered = payee.deliver(id, 1, PROMPT, WINDOW);
-    payee.end(id, 1);
-    drop(request);
-    payer.shutdown().await;
-
-    let payer = open(&home.path().join("new.db"), &ledger, Limits::default());
-    payer.recover().await.expect("compared");
+    let wiped = Wiped::new(Limits::default()).await;
+    let Wiped {
+        ledger,
+        mut payee,
+        payer,
+        id,
+        spent,
+        ..
+    } = wiped;
     assert_eq!(
         channel(&payer).await.signed,
         0,
@@ -109,8 +159,8 @@ async fn m13_wiped_books_go_on_with_what_the_payee_shows_of_our_own_signature() 
     let request = start(&payer, &mut payee, 2, short).await.expect("paid");
     assert_eq!(request.channel(), id);
     let found = channel(&payer).await;
-    assert_eq!(found.due, cost(PROMPT, delivered));
-    assert_eq!(found.signed, cost(PROMPT, delivered) + cost(1, WINDOW));
+    assert_eq!(found.due, spent);
+    assert_eq!(found.signed, spent + cost(1, WINDOW));
     assert_eq!(
         ledger.balance_now(),
         500_000,
@@ -118,23 +168,15 @@ async fn m13_wiped_books_go_on_with_what_the_payee_shows_of_our_own_signature() 
     );
 }
 
-/// A payee that delivered a window, and the payer with wiped books.
-async fn wiped() -> (TempDir, Arc<Ledger>, Payee, Payer, u128) {
-    let (home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
-    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
-    let id = request.channel();
-    payee.deliver(id, 1, PROMPT, WINDOW);
-    let spent = payee.end(id, 1);
-    drop(request);
-    payer.shutdown().await;
-    let payer = open(&home.path().join("new.db"), &ledger, Limits::default());
-    payer.recover().await.expect("compared");
-    (home, ledger, payee, payer, spent)
-}
-
 #[tokio::test]
 async fn m13_wiped_books_do_not_overtake_the_voucher_that_the_payee_has() {
-    let (_home, _ledger, mut payee, payer, spent) = wiped().await;
+    let wiped = Wiped::new(Limits::default()).await;
+    let Wiped {
+        mut payee,
+        payer,
+        spent,
+        ..
+    } = wiped;
     // Its voucher would be above the old one, which the payee would no longer show.
     let long = (PromptTokens::counted(10 * PROMPT), 10 * PROMPT);
     let request = start(&payer, &mut payee, 2, long).await.expect("paid");
@@ -145,32 +187,26 @@ async fn m13_wiped_books_do_not_overtake_the_voucher_that_the_payee_has() {
 
 #[tokio::test]
 async fn m13_a_bill_is_agreed_although_the_ledger_knows_a_higher_voucher_than_wiped_books() {
-    let (_home, ledger, mut payee, payer, spent) = wiped().await;
-    let id = ledger.ids()[0];
+    let mut wiped = Wiped::new(Limits::default()).await;
     // So much was paid ahead that nothing new has to be signed.
-    let ahead = market()
-        .domain
-        .sign_voucher(&signer(1), id, spent + cost(1, WINDOW));
-    payee.books.get_mut(&id).expect("books").accepted = Some(ahead);
+    wiped.is_paid_ahead(cost(1, WINDOW));
+    let Wiped {
+        ledger,
+        mut payee,
+        payer,
+        id,
+        spent,
+        ..
+    } = wiped;
     let small = (PromptTokens::counted(1), 1);
     let request = start(&payer, &mut payee, 2, small).await.expect("paid");
     payee.deliver(id, 2, 1, 1);
     ledger.change(id, |found| found.settled = spent);
     payer.recover().await.expect("compared");
     request.on_text("x");
-    let charged = payee.end(id, 2);
-    let tokens = Tokens {
-        input: 1,
-        output: 1,
-    };
-    let receipt = payee.receipt(id, tokens, charged);
-    let verdict = request.on_receipt(&receipt).await.expect("audited");
-    assert_eq!(
-        (verdict.agreed.charged.0, verdict.overbill),
-        (cost(1, 1), None)
-    );
+    let charged = agree(&mut payee, &request, 2, (1, 1)).await;
     let found = channel(&payer).await;
-    let due = spent + cost(1, 1);
+    let due = spent + charged;
     assert_eq!((found.due, found.signed), (due, due));
     let rows = payer.spending(0).await.expect("read");
     assert_eq!(rows.iter().map(|row| row.charged).sum::<u128>(), due);
@@ -178,7 +214,13 @@ async fn m13_a_bill_is_agreed_although_the_ledger_knows_a_higher_voucher_than_wi
 
 #[tokio::test]
 async fn m13_requests_that_begin_together_with_wiped_books_are_all_paid() {
-    let (_home, _ledger, mut payee, payer, spent) = wiped().await;
+    let wiped = Wiped::new(Limits::default()).await;
+    let Wiped {
+        mut payee,
+        payer,
+        spent,
+        ..
+    } = wiped;
     let mut waiting = Vec::new();
     for stream in 2..10 {
         let prompt = PromptTokens::counted(PROMPT);
@@ -205,26 +247,22 @@ async fn m13_requests_that_begin_together_with_wiped_books_are_all_paid() {
 
 #[tokio::test]
 async fn m13_wiped_books_agree_to_what_is_served_for_what_they_do_not_know() {
-    let (_home, ledger, mut payee, payer, spent) = wiped().await;
-    let id = ledger.ids()[0];
+    let mut wiped = Wiped::new(Limits::default()).await;
     // The credit that is left is enough for two short requests.
-    let ahead = market()
-        .domain
-        .sign_voucher(&signer(1), id, spent + cost(1, WINDOW) + cost(1, 1));
-    payee.books.get_mut(&id).expect("books").accepted = Some(ahead);
+    wiped.is_paid_ahead(cost(1, WINDOW) + cost(1, 1));
+    let Wiped {
+        mut payee,
+        payer,
+        id,
+        spent,
+        ..
+    } = wiped;
     for stream in 2..4 {
         let request = start(&payer, &mut payee, stream, (PromptTokens::counted(1), 1)).await;
         let request = request.expect("paid");
         let output = payee.deliver(id, stream, 1, 1);
         request.on_text("x");
-        let charged = payee.end(id, stream);
-        let tokens = Tokens { input: 1, output };
-        let receipt = payee.receipt(id, tokens, charged);
-        let verdict = request.on_receipt(&receipt).await.expect("audited");
-        assert_eq!(
-            (verdict.agreed.charged.0, verdict.overbill),
-            (charged, None)
-        );
+        agree(&mut payee, &request, stream, (1, output)).await;
     }
     let found = channel(&payer).await;
     let due = 2 * cost(1, 1);
@@ -238,19 +276,18 @@ async fn m13_wiped_books_agree_to_what_is_served_for_what_they_do_not_know() {
 
 #[tokio::test]
 async fn m32_what_is_served_on_trust_keeps_to_the_budget() {
-    let (home, ledger, mut payee, payer) = scene(1_000_000, 500_000);
-    let request = start(&payer, &mut payee, 1, counted()).await.expect("paid");
-    let id = request.channel();
-    payee.end(id, 1);
-    drop(request);
-    payer.shutdown().await;
     let one = cost(PROMPT, WINDOW);
     let limits = Limits {
         hour: Some(one),
         ..Limits::default()
     };
-    let payer = open(&home.path().join("new.db"), &ledger, limits);
-    payer.recover().await.expect("compared");
+    let wiped = Wiped::new(limits).await;
+    let Wiped {
+        mut payee,
+        payer,
+        id,
+        ..
+    } = wiped;
     let order = || order(PromptTokens::counted(PROMPT), None);
     let (request, credential) = payer.prepare(payee.terms(), order()).await.expect("paid");
     assert_eq!(payee.take(&credential, chat()).amount.0, 0);
@@ -275,12 +312,15 @@ async fn m32_what_is_served_on_trust_keeps_to_the_budget() {
 
 #[tokio::test]
 async fn m13_wiped_books_sign_nothing_for_a_demand_that_they_cannot_know() {
-    let (_home, ledger, mut payee, payer, spent) = wiped().await;
-    let id = ledger.ids()[0];
-    let ahead = market()
-        .domain
-        .sign_voucher(&signer(1), id, spent + cost(1, WINDOW));
-    payee.books.get_mut(&id).expect("books").accepted = Some(ahead);
+    let mut wiped = Wiped::new(Limits::default()).await;
+    wiped.is_paid_ahead(cost(1, WINDOW));
+    let Wiped {
+        mut payee,
+        payer,
+        id,
+        spent,
+        ..
+    } = wiped;
     let request = start(&payer, &mut payee, 2, (PromptTokens::counted(1), 1)).await;
     let request = request.expect("paid");
     let output = payee.deliver(id, 2, 1, WINDOW);
@@ -291,13 +331,7 @@ async fn m13_wiped_books_sign_nothing_for_a_demand_that_they_cannot_know() {
         .await
         .expect("decided");
     assert!(answer.credential.is_none() && !answer.is_overbill);
-    let charged = payee.end(id, 2);
-    let receipt = payee.receipt(id, Tokens { input: 1, output }, charged);
-    let verdict = request.on_receipt(&receipt).await.expect("audited");
-    assert_eq!(
-        (verdict.agreed.charged.0, verdict.overbill),
-        (charged, None)
-    );
+    let charged = agree(&mut payee, &request, 2, (1, output)).await;
     let request = start(&payer, &mut payee, 3, counted()).await.expect("paid");
     assert_eq!(channel(&payer).await.due, spent + charged);
     drop(request);
@@ -305,11 +339,17 @@ async fn m13_wiped_books_sign_nothing_for_a_demand_that_they_cannot_know() {
 
 #[tokio::test]
 async fn m13_wiped_books_are_right_after_the_provider_settled_all_of_it() {
-    let (_home, ledger, mut payee, payer, spent) = wiped().await;
-    let id = ledger.ids()[0];
+    let mut wiped = Wiped::new(Limits::default()).await;
     // Its last voucher is earned in full.
-    let last = market().domain.sign_voucher(&signer(1), id, spent);
-    payee.books.get_mut(&id).expect("books").accepted = Some(last);
+    wiped.is_paid_ahead(0);
+    let Wiped {
+        ledger,
+        mut payee,
+        payer,
+        id,
+        spent,
+        ..
+    } = wiped;
     ledger.change(id, |found| found.settled = spent);
     payer.recover().await.expect("compared");
     let request = start(&payer, &mut payee, 2, counted()).await.expect("paid");
@@ -346,7 +386,7 @@ async fn a_channel_that_was_given_up_and_comes_all_the_same_is_found() {
     let (home, ledger, payee, payer) = scene(1_000_000, 10_000);
     let order = order(PromptTokens::counted(PROMPT), None);
     let (request, credential) = payer.prepare(payee.terms(), order).await.expect("signed");
-    let (id, sent) = (request.channel(), Payee::read(&credential));
+    let sent = Payee::read(&credential);
     drop(credential);
     request.not_served().await.expect("written");
     payer.shutdown().await;
@@ -355,14 +395,7 @@ async fn a_channel_that_was_given_up_and_comes_all_the_same_is_found() {
     payer.recover().await.expect("compared");
     assert_eq!(channel(&payer).await.state, ChannelState::Closed);
     // The clock here was ahead of the chain's.
-    let Payload::Open(open) = sent.1 else {
-        panic!("not an open")
-    };
-    let OpenDeposit::Authorization { authorization, .. } = open.deposit else {
-        panic!("not signed")
-    };
-    let parties = (signer(1).address(), payee.signer.address());
-    assert!(ledger.deposit(id, parties, authorization.value.0, true));
+    assert!(comes(&ledger, &payee, sent));
     payer.recover().await.expect("compared");
     let found = channel(&payer).await;
     assert_eq!((found.state, found.deposit), (ChannelState::Open, 10_000));
@@ -523,14 +556,7 @@ async fn a_deposit_that_is_too_small_is_not_made_again_and_a_larger_one_is() {
     assert_ne!(request.channel(), refused_id);
     assert_eq!(ledger.balance_now(), 11_500);
     // The first one comes all the same: its money is not lost.
-    let Payload::Open(open) = sent.1 else {
-        panic!("not an open")
-    };
-    let OpenDeposit::Authorization { authorization, .. } = open.deposit else {
-        panic!("not signed")
-    };
-    let parties = (signer(1).address(), payee.signer.address());
-    assert!(ledger.deposit(refused_id, parties, authorization.value.0, true));
+    assert!(comes(&ledger, &payee, sent));
     payer.recover().await.expect("compared");
     let channels = payer.channels().await.expect("read");
     let found = channels.iter().find(|found| found.id == refused_id);

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tenzro_payments::payer::audit::{AnswerShape, PromptTokens, Recount};
 use tenzro_payments::payer::budget::Limits;
 use tenzro_payments::payer::{Credential, Order, PaidRequest, PayError, Payer, PayerConfig};
+use tenzro_payments::price::Tokens;
 use tenzro_payments::voucher::request_hash;
 
 use ledger::Ledger;
@@ -91,6 +92,24 @@ async fn start(
         }
     }
     panic!("three rounds were not enough")
+}
+
+/// An honest bill for so many tokens of prompt and answer, which the payer finds right. Wei of it.
+async fn agree(
+    payee: &mut Payee,
+    request: &PaidRequest,
+    stream: u32,
+    (input, output): (u32, u32),
+) -> u128 {
+    let id = request.channel();
+    let charged = payee.end(id, stream);
+    let receipt = payee.receipt(id, Tokens { input, output }, charged);
+    let verdict = request.on_receipt(&receipt).await.expect("audited");
+    assert_eq!(
+        (verdict.agreed.charged.0, verdict.overbill),
+        (charged, None)
+    );
+    charged
 }
 
 /// The credential's voucher.
